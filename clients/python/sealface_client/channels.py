@@ -1,0 +1,80 @@
+"""Channels to the services: limits, retries of what may be repeated, signatures of operator calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from sealface.protocol.signing import Credential
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+
+# Only what may be repeated is retried here; decisions are asked for anew with a new nonce (see aio).
+_REPEATABLE = [
+    {"service": "sealface.enrollment.v1.EnrollmentService", "method": method}
+    for method in ("Enroll", "GetGallery", "ListGalleries", "GetSubject", "ListSubjects", "ListSlotChanges")
+] + [
+    {"service": "sealface.keys.v1.KeyService", "method": method}
+    for method in ("GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity")
+]
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": _REPEATABLE,
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+
+class OperatorSigner(grpc.aio.UnaryUnaryClientInterceptor):
+    """Signs every unary call to the key service with the caller's credential."""
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        """Add the signature to the call's metadata."""
+        details = client_call_details
+        name = bytes(details.method).decode()  # bytes at run time, whatever its annotation says
+        now, nonce = int(time.time()), os.urandom(32)
+        signature = self._credential.sign_operator_request(name, request.SerializeToString(), now, nonce)
+        metadata = grpc.aio.Metadata(
+            ("sealface-caller", self._credential.caller),
+            ("sealface-time", str(now)),
+            ("sealface-nonce-bin", nonce),
+            ("sealface-signature-bin", signature),
+        )
+        signed = grpc.aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
+        )
+        return await continuation(signed, request)
+
+
+def open_channel(address: str, signer: OperatorSigner | None = None) -> grpc.aio.Channel:
+    """A channel to one service."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+            ("grpc.max_send_message_length", MESSAGE_LIMIT),
+            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ],
+        interceptors=[signer] if signer else None,
+    )

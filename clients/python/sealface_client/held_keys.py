@@ -1,0 +1,99 @@
+"""Client-held keys: made here, opened here, decided here. The secret never leaves the caller's machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sealface_protos.keys.v1 import decision_pb2
+
+from sealface.cipher.distance import distances
+from sealface.cipher.layout import Layout
+from sealface.cipher.scheme import Opener, Scheme
+from sealface.errors import NotFound
+from sealface.protocol import decision
+from sealface.protocol.decision import Decision
+from sealface.protocol.policy import Policy
+from sealface.protocol.sealing import DecisionNotGenuine
+from sealface.protocol.signing import write_private
+
+
+class SecretKeyMissing(NotFound):
+    """The secret key of a client-held gallery is not on this machine."""
+
+
+class KeyFolder:
+    """Secret keys of client-held galleries, one file of mode 0600 each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, key_version: str, secret: bytes) -> None:
+        """Keep a secret key."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(self._path(key_version), secret)
+
+    def load(self, key_version: str) -> bytes:
+        """A secret key.
+
+        Raises:
+            SecretKeyMissing: it is not here.
+        """
+        try:
+            return self._path(key_version).read_bytes()
+        except OSError:
+            raise SecretKeyMissing(
+                "the gallery's secret key is not on this machine: copy it into the key folder", key=key_version
+            ) from None
+
+    def _path(self, key_version: str) -> Path:
+        return self._folder / (key_version.replace("/", "-") + ".secret")
+
+
+class LocalJudge:
+    """Opens scores and applies the policy, as the key service does for managed keys.
+
+    Args:
+        scheme: the cipher.
+        layout: the gallery's layout.
+        secret: the secret key.
+        policy: the rule of decisions.
+    """
+
+    def __init__(self, scheme: Scheme, layout: Layout, secret: bytes, policy: Policy) -> None:
+        self._opener: Opener = scheme.opener(layout, secret)
+        self._layout = layout
+        self._policy = policy
+
+    def distances(self, results: Sequence[decision_pb2.ScoreResult]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Slots and their distances, (n,) each.
+
+        Raises:
+            DecisionNotGenuine: the results were made with another key, or are not what they claim.
+        """
+        opened = self._opener.open([result.ciphertext for result in results])
+        if any(len(result.slots) != self._layout.capacity for result in results) or not self._opener.genuine(
+            opened.checks
+        ):
+            raise DecisionNotGenuine("the scores are not genuine: encrypt under the gallery's key and ask again")
+        slots = np.array([result.slots for result in results], np.int64).reshape(opened.scores.shape)
+        scored = slots > 0
+        return slots[scored], distances(opened.scores[scored], self._layout.metric, self._layout.largest_norm)
+
+    def verify(self, results: Sequence[decision_pb2.ScoreResult], claimed: Sequence[int]) -> Decision:
+        """See `protocol.decision.verify`.
+
+        Raises:
+            DecisionNotGenuine: the results are not of the claimed slots.
+        """
+        slots, found = self.distances(results)
+        if not decision.exactly(slots, claimed):
+            raise DecisionNotGenuine("the scores are not of the claimed subject: ask again")
+        return decision.verify(self._policy, slots, found)
+
+    def identify(self, results: Sequence[decision_pb2.ScoreResult], leads: Mapping[int, int], most: int) -> Decision:
+        """See `protocol.decision.identify`."""
+        slots, found = self.distances(results)
+        return decision.identify(self._policy, slots, found, leads, most)

@@ -1,0 +1,70 @@
+"""What calls return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A stored template.
+
+    Attributes:
+        template: resource name.
+        slot: its number in the gallery.
+        bytes_sent: bytes of the call's messages.
+    """
+
+    template: str
+    slot: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a probe is a claimed subject.
+
+    Attributes:
+        match: the decision.
+        distance: distance to the nearest template in the unit of the metric; None where the policy tells none.
+        confidence: DeepFace's confidence for that distance, percent; None where there is no distance.
+        ms: milliseconds from the embedding to the decision.
+        bytes_sent: bytes of the calls' messages.
+    """
+
+    match: bool
+    distance: float | None
+    confidence: float | None
+    ms: float
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class Named:
+    """A subject near enough to a probe."""
+
+    subject: str
+    distance: float | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Identification:
+    """Who in a gallery a probe is.
+
+    Attributes:
+        candidates: nearest first; empty is an answer.
+        searched: share of the gallery that was searched, 0 to 1.
+        ms: milliseconds from the embedding to the decision.
+        bytes_sent: bytes of the calls' messages.
+    """
+
+    candidates: tuple[Named, ...]
+    searched: float
+    ms: float
+    bytes_sent: int
+
+    @property
+    def match(self) -> bool:
+        """Whether anybody is named."""
+        return bool(self.candidates)

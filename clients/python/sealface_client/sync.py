@@ -1,0 +1,188 @@
+"""The blocking client: the asyncio one on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sealface_protos.enrollment.v1 import gallery_pb2
+from sealface_protos.keys.v1 import key_pb2
+
+from sealface.cipher.scheme import Scheme
+from sealface.protocol.policy import Policy
+from sealface.protocol.signing import Credential
+from sealface_client.aio import AsyncClient, AsyncGallery
+from sealface_client.endpoints import Endpoints
+from sealface_client.errors import ServiceError
+from sealface_client.faces import Face
+from sealface_client.results import Enrolled, Identification, Verification
+
+_T = TypeVar("_T")
+
+
+class _Loop:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sealface-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Client:
+    """See `AsyncClient`."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        credential: Credential | None = None,
+        *,
+        keys: Path | None = None,
+        pins: dict[str, bytes] | None = None,
+        scheme: Scheme | None = None,
+    ) -> None:
+        async def make() -> AsyncClient:  # gRPC binds a channel to the loop that runs where it is made
+            return AsyncClient(endpoints, credential, keys=keys, pins=pins, scheme=scheme)
+
+        self._loop = _Loop()
+        self._client = self._loop.run(make())
+
+    @classmethod
+    def connect(cls, state: str | Path | None = None) -> Self:
+        """See `AsyncClient.connect`."""
+
+        async def make() -> AsyncClient:
+            return AsyncClient.connect(state)
+
+        self = cls.__new__(cls)
+        self._loop = _Loop()
+        try:
+            self._client = self._loop.run(make())
+        except BaseException:
+            self._loop.close()
+            raise
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channels and the thread."""
+        self._loop.run(self._client.close())
+        self._loop.close()
+
+    def create_gallery(self, gallery_id: str, **options: Any) -> Gallery:
+        """See `AsyncClient.create_gallery`."""
+        return Gallery(self._loop, self._loop.run(self._client.create_gallery(gallery_id, **options)))
+
+    def gallery(self, gallery_id: str) -> Gallery:
+        """See `AsyncClient.gallery`."""
+        return Gallery(self._loop, self._loop.run(self._client.gallery(gallery_id)))
+
+    def galleries(self) -> list[gallery_pb2.Gallery]:
+        """See `AsyncClient.galleries`."""
+        return self._loop.run(self._client.galleries())
+
+    def delete_gallery(self, gallery_id: str) -> int:
+        """See `AsyncClient.delete_gallery`."""
+        return self._loop.run(self._client.delete_gallery(gallery_id))
+
+    def list_keys(self) -> list[key_pb2.Key]:
+        """See `AsyncClient.list_keys`."""
+        return self._loop.run(self._client.list_keys())
+
+    def policy(self, key_id: str) -> Policy:
+        """See `AsyncClient.policy`."""
+        return self._loop.run(self._client.policy(key_id))
+
+    def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
+        """See `AsyncClient.create_caller`."""
+        self._loop.run(self._client.create_caller(caller_id, verifying_key))
+
+    def update_policy(self, key_id: str, policy: Policy) -> Policy:
+        """See `AsyncClient.update_policy`."""
+        return self._loop.run(self._client.update_policy(key_id, policy))
+
+
+class Gallery:
+    """See `AsyncGallery`."""
+
+    def __init__(self, loop: _Loop, gallery: AsyncGallery) -> None:
+        self._loop = loop
+        self._gallery = gallery
+
+    @property
+    def id(self) -> str:
+        """The gallery's id."""
+        return self._gallery.id
+
+    @property
+    def info(self) -> gallery_pb2.Gallery:
+        """The gallery as it was when it was fetched."""
+        return self._gallery.info
+
+    @property
+    def policy(self) -> Policy:
+        """The rule of decisions, as it was when the gallery was fetched."""
+        return self._gallery.policy
+
+    def warm(self) -> None:
+        """See `AsyncGallery.warm`."""
+        self._loop.run(self._gallery.warm())
+
+    def embed(self, face: Face) -> NDArray[np.float64]:
+        """See `AsyncGallery.embed`."""
+        return self._loop.run(self._gallery.embed(face))
+
+    def enroll(self, subject: str, face: Face, *, request_id: str | None = None) -> Enrolled:
+        """See `AsyncGallery.enroll`."""
+        return self._loop.run(self._gallery.enroll(subject, face, request_id=request_id))
+
+    def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> Iterator[Enrolled | ServiceError]:
+        """See `AsyncGallery.enroll_many`."""
+        results = self._gallery.enroll_many(faces)
+
+        async def take() -> Enrolled | ServiceError | None:
+            return await anext(results, None)
+
+        while (result := self._loop.run(take())) is not None:
+            yield result
+
+    def verify(self, subject: str, face: Face) -> Verification:
+        """See `AsyncGallery.verify`."""
+        return self._loop.run(self._gallery.verify(subject, face))
+
+    def identify(self, face: Face, most: int | None = None) -> Identification:
+        """See `AsyncGallery.identify`."""
+        return self._loop.run(self._gallery.identify(face, most))
+
+    def distance(self, subject: str, face: Face) -> float:
+        """See `AsyncGallery.distance`."""
+        return self._loop.run(self._gallery.distance(subject, face))
+
+    def subjects(self) -> list[gallery_pb2.Subject]:
+        """See `AsyncGallery.subjects`."""
+        return self._loop.run(self._gallery.subjects())
+
+    def erase(self, subject: str) -> int:
+        """See `AsyncGallery.erase`."""
+        return self._loop.run(self._gallery.erase(subject))

@@ -1,0 +1,1 @@
+"""Sealface: face recognition as a suite of gRPC services that never sees a face."""

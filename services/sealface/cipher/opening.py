@@ -1,0 +1,88 @@
+"""The key holder's side: results to scores.
+
+Decryption is c0 + c1 s + c2 s^2 modulo one prime and an inverse transform. It is done here and not by SEAL,
+so that bytes from compute never reach SEAL's loader; a test holds it against SEAL's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sealface.cipher import kernels
+from sealface.cipher.layout import Layout
+from sealface.cipher.ring import Residues
+from sealface.cipher.tail import RESULT_POLYNOMIALS
+from sealface.cipher.wire import unpack
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a result opens to.
+
+    Attributes:
+        scores: (results, capacity) scores by position; where nothing was requested the value is random.
+        checks: (results, checks) values at the check positions.
+    """
+
+    scores: NDArray[np.float64]
+    checks: NDArray[np.float64]
+
+
+class Opener:
+    """Opens results with a secret key. Safe for several threads.
+
+    Args:
+        layout: the gallery's layout.
+        secret: the secret key (limbs, N) in NTT form.
+    """
+
+    def __init__(self, layout: Layout, secret: Residues) -> None:
+        self._layout = layout
+        p = layout.parameters.data_primes[0]
+        self._s = secret[0]
+        self._s2 = secret[0] * secret[0] % np.uint64(p)
+
+    def open(self, results: list[bytes]) -> Opened:
+        """Open results.
+
+        Raises:
+            MalformedCiphertext: a result is no polynomials of the parameter set.
+        """
+        layout = self._layout
+        parameters = layout.parameters
+        p, dropped = parameters.data_primes
+        prime = np.uint64(p)
+        scale = parameters.scale**2 / dropped
+        values = np.empty((len(results), layout.positions))
+        for row, data in zip(values, results, strict=True):
+            c = unpack(data, RESULT_POLYNOMIALS, parameters.degree, (p,))[:, 0]
+            phase = (c[0] + c[1] * self._s % prime + c[2] * self._s2 % prime) % prime
+            coefficients = kernels.intt(phase, p)[:: layout.stride].astype(np.int64)
+            row[:] = np.where(coefficients > p // 2, coefficients - p, coefficients) / scale
+        return Opened(values[:, : layout.capacity], values[:, layout.capacity :])
+
+    def genuine(self, checks: NDArray[np.float64]) -> bool:
+        """Whether check positions hold nothing but noise, in all results together and in each by itself.
+
+        Anything added to the secret-dependent part of a result shows there too. Each by itself, because one
+        result that was tampered with would drown in the sum over many. The bound on the mean square of n
+        Gaussians is that of Laurent and Massart 2000, lemma 1, for honest results refused about once in
+        2^40.
+
+        Args:
+            checks: (results, checks), as opened.
+        """
+        if checks.size == 0:
+            return True
+        squares = checks**2
+        together = squares.mean() <= self._largest_mean_square(checks.size, 1)
+        each = squares.mean(axis=1) <= self._largest_mean_square(checks.shape[1], checks.shape[0])
+        return bool(together and each.all())
+
+    def _largest_mean_square(self, values: int, tests: int) -> float:
+        x = 40 * math.log(2) + math.log(tests)
+        return self._layout.noise**2 * (1 + 2 * math.sqrt(x / values) + 2 * x / values)

@@ -1,0 +1,49 @@
+"""Masks and blinds: AES-256-CTR keyed once by the operating system, rejection-sampled per prime.
+
+Nothing else in the project draws randomness for ciphertexts, except SEAL's own generator (BLAKE2xb seeded by
+the operating system) inside key generation and encryption. Each object is used for one result and then
+dropped, so nothing is ever drawn twice (threat model, rule 3).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from sealface.cipher.ring import Residues
+
+
+class Randomness:
+    """A stream of single-use random polynomials."""
+
+    def __init__(self) -> None:
+        self._stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+
+    def _bytes(self, count: int) -> NDArray[np.uint8]:
+        return np.frombuffer(self._stream.update(bytes(count)), np.uint8)
+
+    def uniform(self, n: int, p: int) -> Residues:
+        """Residues (n,) uniform modulo p < 2^30: an element is rejected with probability 1 - p/2^30."""
+        accepted = np.empty(0, np.uint64)
+        while accepted.size < n:
+            words = self._bytes(4 * (n - accepted.size) + 64).view("<u4") & np.uint32((1 << 30) - 1)
+            accepted = np.concatenate([accepted, words[words < p].astype(np.uint64)])
+        return accepted[:n]
+
+    def ternary(self, n: int) -> NDArray[np.int64]:
+        """Coefficients (n,) uniform in {-1, 0, 1}."""
+        accepted = np.empty(0, np.uint8)
+        while accepted.size < n:
+            drawn = self._bytes(n - accepted.size + 64)
+            accepted = np.concatenate([accepted, drawn[drawn < 255]])
+        return (accepted[:n] % 3).astype(np.int64) - 1
+
+    def error(self, n: int) -> NDArray[np.int64]:
+        """Coefficients (n,), centred binomial of 2 x 21 bits, sigma = 3.24, as SEAL draws them."""
+        words = self._bytes(8 * n).view("<u4").reshape(2, n) & np.uint32((1 << 21) - 1)
+        ones: NDArray[np.int64] = np.bitwise_count(words).astype(np.int64)
+        difference: NDArray[np.int64] = ones[0] - ones[1]
+        return difference

@@ -1,0 +1,123 @@
+"""`sealface enroll`, `verify`, `identify`, `erase`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sealface.cli.output import Exit, Json, State, console, print_json, progress, reporting
+from sealface_client import Client, Gallery, ServiceError
+
+GalleryId = Annotated[str, typer.Argument(help="Id of the gallery.")]
+SubjectId = Annotated[str, typer.Argument(help="Opaque id of the subject, 1 to 64 of [A-Za-z0-9._-].")]
+Image = Annotated[Path, typer.Argument(help="Picture of a face.")]
+
+
+def _warm(gallery: Gallery) -> None:
+    with progress.status("loading the recognition model"):
+        gallery.warm()
+
+
+@reporting
+def enroll(
+    gallery: GalleryId,
+    subject: SubjectId,
+    images: Annotated[list[Path], typer.Argument(help="Pictures; each becomes a template.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Embed and encrypt pictures here, and enrol the ciphertexts."""
+    with Client.connect(state) as client:
+        opened = client.gallery(gallery)
+        _warm(opened)
+        templates, sent, failed = [], 0, []
+        for image in images:
+            try:
+                enrolled = opened.enroll(subject, image)
+            except ServiceError as error:
+                if error.retryable:
+                    raise
+                failed.append({"image": str(image), "reason": error.reason, "message": error.message})
+                continue
+            templates.append(enrolled.template)
+            sent += enrolled.bytes_sent
+    if as_json:
+        print_json({"templates": templates, "bytes_sent": sent, "failed": failed})
+    else:
+        console.print(f"{subject}: {len(templates)} templates enrolled, {sent:,} bytes of ciphertext sent")
+        for failure in failed:
+            progress.print(f"{failure['image']}: {failure['message']} [{failure['reason']}]", markup=False)
+    if failed:
+        raise typer.Exit(Exit.FAILED)
+
+
+@reporting
+def verify(gallery: GalleryId, subject: SubjectId, image: Image, state: State = None, as_json: Json = False) -> None:
+    """Is the face in a picture the claimed subject? Exits 1 if not."""
+    with Client.connect(state) as client:
+        opened = client.gallery(gallery)
+        _warm(opened)
+        result = opened.verify(subject, image)
+    if as_json:
+        print_json(
+            {
+                "decision": "MATCH" if result.match else "NO_MATCH",
+                "candidates": [subject] if result.match else [],
+                "searched": 1.0,
+                "distance": result.distance,
+                "confidence": result.confidence,
+                "ms": round(result.ms, 2),
+                "bytes_sent": result.bytes_sent,
+            }
+        )
+    else:
+        verdict = "[green]MATCH[/]" if result.match else "[red]NO MATCH[/]"
+        console.print(f"{subject}: {verdict} in {result.ms:.0f} ms, {result.bytes_sent:,} bytes sent")
+    raise typer.Exit(Exit.DONE if result.match else Exit.NO)
+
+
+@reporting
+def identify(
+    gallery: GalleryId,
+    image: Image,
+    most: Annotated[int | None, typer.Option(min=1, max=10, help="Most subjects to name.")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Who in the gallery is the face in a picture? Exits 1 if nobody."""
+    with Client.connect(state) as client:
+        opened = client.gallery(gallery)
+        _warm(opened)
+        result = opened.identify(image, most)
+    if as_json:
+        print_json(
+            {
+                "decision": "MATCH" if result.match else "NO_MATCH",
+                "candidates": [named.subject for named in result.candidates],
+                "searched": result.searched,
+                "ms": round(result.ms, 2),
+                "bytes_sent": result.bytes_sent,
+            }
+        )
+    else:
+        table = Table("rank", "subject", "distance", "confidence", title=f"searched {result.searched:.0%}")
+        for rank, named in enumerate(result.candidates, 1):
+            told = [f"{value:.3f}" if value is not None else "not told" for value in (named.distance, named.confidence)]
+            table.add_row(str(rank), named.subject, *told)
+        console.print(table if result.candidates else "[red]NO MATCH[/]: nobody in the gallery is near enough")
+        console.print(f"{result.ms:.0f} ms, {result.bytes_sent:,} bytes sent")
+    raise typer.Exit(Exit.DONE if result.match else Exit.NO)
+
+
+@reporting
+def erase(gallery: GalleryId, subject: SubjectId, state: State = None, as_json: Json = False) -> None:
+    """Erase a subject: no search finds it from now on."""
+    with Client.connect(state) as client:
+        templates = client.gallery(gallery).erase(subject)
+    if as_json:
+        print_json({"templates": templates})
+    else:
+        console.print(f"{subject}: {templates} templates erased")

@@ -1,0 +1,98 @@
+"""`sealface keys`: keys, policies and callers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from sealface_protos.keys.v1 import key_pb2
+
+from sealface.cli.output import Json, State, console, print_json, reporting
+from sealface.protocol import convert
+from sealface_client import Client, Credential
+
+app = typer.Typer(help="Keys, policies and callers.", no_args_is_help=True)
+KeyId = Annotated[str, typer.Argument(help="Id of the key.")]
+
+
+def _describe(key: key_pb2.Key) -> dict[str, Any]:
+    return {
+        "key": key.name.removeprefix("keys/"),
+        "version": key.primary_version,
+        "custody": key_pb2.Custody.Name(key.custody).removeprefix("CUSTODY_").lower(),
+        "parameter_set": key.parameter_set,
+        "public_key_sha256": key.public_key_digest.hex(),
+        "policy": asdict(convert.policy_from_proto(key.policy)),
+    }
+
+
+@app.command(name="list")
+@reporting
+def list_(state: State = None, as_json: Json = False) -> None:
+    """List all keys."""
+    with Client.connect(state) as client:
+        found = [_describe(key) for key in client.list_keys()]
+    if as_json:
+        print_json({"keys": found})
+        return
+    table = Table("key", "version", "custody", "parameter set", "public key SHA-256")
+    for key in found:
+        row = (key["key"], key["version"], key["custody"], key["parameter_set"], key["public_key_sha256"][:16] + "…")
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+@reporting
+def policy(
+    key: KeyId,
+    threshold: Annotated[float | None, typer.Option(help="New verification threshold.")] = None,
+    identification_threshold: Annotated[float | None, typer.Option(help="New largest distance of searches.")] = None,
+    fpir: Annotated[float | None, typer.Option(help="New share of non-mated searches that name anybody.")] = None,
+    max_candidates: Annotated[int | None, typer.Option(min=1, max=10, help="New largest k.")] = None,
+    disclose: Annotated[float | None, typer.Option(help="New step of told distances; 0 tells none.")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show a key's policy, or change it."""
+    changes: dict[str, Any] = {
+        "verification_threshold": threshold,
+        "identification_threshold": identification_threshold,
+        "target_fpir": fpir,
+        "max_candidates": max_candidates,
+        "disclosure_step": disclose,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    with Client.connect(state) as client:
+        current = client.policy(key)
+        if changes:
+            current = client.update_policy(key, replace(current, **changes))
+    if as_json:
+        print_json(asdict(current))
+        return
+    table = Table(show_header=False)
+    for name, value in asdict(current).items():
+        table.add_row(name, str(value))
+    console.print(table)
+
+
+@app.command()
+@reporting
+def caller(
+    caller_id: Annotated[str, typer.Argument(help="Id of the caller: 1 to 64 of [a-z0-9-], a letter first.")],
+    folder: Annotated[Path, typer.Argument(help="Where its credential file is written.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Make a signing credential for a caller, and register it to ask for decisions."""
+    credential = Credential.generate(f"callers/{caller_id}")
+    with Client.connect(state) as client:
+        client.create_caller(caller_id, credential.verifying_key)
+    path = credential.save(folder)
+    if as_json:
+        print_json({"caller": credential.caller, "file": str(path)})
+    else:
+        console.print(f"{credential.caller} registered; its credential is {path}: set SEALFACE_CREDENTIAL to use it")

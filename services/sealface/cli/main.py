@@ -1,0 +1,32 @@
+"""The entry point."""
+
+from __future__ import annotations
+
+import typer
+
+from sealface.cli import bench, evaluate, faces, gallery, keys, serve
+
+app = typer.Typer(
+    help="Face recognition that never sees a face.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(serve.serve)
+app.add_typer(gallery.app, name="gallery")
+app.command()(faces.enroll)
+app.command()(faces.verify)
+app.command()(faces.identify)
+app.command()(faces.erase)
+app.add_typer(keys.app, name="keys")
+app.add_typer(bench.app, name="bench")
+app.command()(evaluate.evaluate)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

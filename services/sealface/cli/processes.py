@@ -1,0 +1,159 @@
+"""The three services as processes on this machine: started, watched, started again, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from sealface.errors import Unavailable
+from sealface.protocol.signing import Credential, write_private
+from sealface_client.endpoints import SERVICES_FILE
+
+OPERATOR = "operator"
+SERVICES = ("keys", "enrollment", "matching")
+ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "edge": "edge"}
+_START_S = 120.0
+_STOP_S = 30.0
+
+
+class ServiceDidNotStart(Unavailable):
+    """A service did not get ready."""
+
+
+@dataclass
+class _Process:
+    name: str
+    popen: subprocess.Popen[str]
+    address: str
+
+
+@dataclass
+class LocalServices:
+    """Running services.
+
+    Attributes:
+        state: their state folder.
+        addresses: service -> `host:port`.
+    """
+
+    state: Path
+    addresses: dict[str, str] = field(default_factory=dict)
+    _processes: dict[str, _Process] = field(default_factory=dict)
+
+    def pid(self, service: str) -> int:
+        """Process id of a service."""
+        return self._processes[service].popen.pid
+
+    def start(self) -> None:
+        """Start all three on free ports; returns when they accept calls.
+
+        Raises:
+            ServiceDidNotStart: one of them did not; its log says why.
+        """
+        _prepare(self.state)
+        for service in SERVICES:
+            self.launch(service)
+        write_private(self.state / SERVICES_FILE, json.dumps(self.addresses).encode())
+
+    def launch(self, service: str) -> None:
+        """Start one service, at the address it had before if it had one.
+
+        Raises:
+            ServiceDidNotStart: it did not get ready.
+        """
+        zone = self.state / ZONES[service]
+        command = [sys.executable, "-m", "sealface.cli.main", "serve", service, "--state", str(self.state)]
+        command += ["--listen", self.addresses.get(service, "127.0.0.1:0")]
+        if service != "keys":
+            command += ["--keys", self.addresses["keys"]]
+        with (zone / f"{service}.log").open("a") as log:
+            popen = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, start_new_session=True
+            )
+        assert popen.stdout is not None  # noqa: S101 - it is a pipe
+        line = _first_line(popen.stdout)
+        try:
+            self.addresses[service] = json.loads(line)["address"]
+        except (ValueError, KeyError):
+            popen.kill()
+            popen.wait()
+            raise ServiceDidNotStart(
+                f"the {service} service did not start: see {service}.log in the state folder"
+            ) from None
+        self._processes[service] = _Process(service, popen, self.addresses[service])
+
+    def watch(self, stopping: Callable[[], bool], restarted: Callable[[str], None]) -> None:
+        """Start again what dies, until it is time to stop."""
+        while not stopping():
+            for process in list(self._processes.values()):
+                if process.popen.poll() is not None:
+                    process.popen.communicate()
+                    restarted(process.name)
+                    self.launch(process.name)
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Ask all to stop, in the order in which they depend on each other."""
+        for service in reversed(SERVICES):
+            process = self._processes.pop(service, None)
+            if process is None:
+                continue
+            process.popen.send_signal(signal.SIGTERM)
+            try:
+                process.popen.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
+            process.popen.communicate()
+
+
+def _first_line(pipe: IO[str]) -> str:
+    ready, _, _ = select.select([pipe], [], [], _START_S)
+    return pipe.readline() if ready else ""
+
+
+def _prepare(state: Path) -> None:
+    """Folders by zone, and the operator's credential: the private half in the edge, the public one in the keys."""
+    for zone in {*ZONES.values()}:
+        (state / zone).mkdir(mode=0o700, parents=True, exist_ok=True)
+    private = state / "edge" / f"{OPERATOR}.pem"
+    credential = Credential.load(private) if private.exists() else Credential.generate(f"callers/{OPERATOR}")
+    if not private.exists():
+        credential.save(state / "edge")
+    public = credential.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    write_private(state / "keys" / f"{OPERATOR}.pub", public)
+
+
+@contextmanager
+def local_services(state: Path | None = None) -> Iterator[LocalServices]:
+    """Services for the time of a block; in a temporary state folder if none is named."""
+    with TemporaryDirectory(prefix="sealface-") as temporary:
+        services = LocalServices(state or Path(temporary))
+        try:
+            services.start()
+            yield services
+        finally:
+            services.stop()
+
+
+@contextmanager
+def services_at(state: Path | None, tell: Callable[[str], None]) -> Iterator[Path | None]:
+    """The running services a command was told of, else some of its own for as long as it runs."""
+    if state is not None or all(os.environ.get(f"SEALFACE_{name.upper()}") for name in SERVICES):
+        yield state
+        return
+    tell("no services named (--state): starting three of my own, their state is dropped at the end")
+    with local_services() as services:
+        yield services.state

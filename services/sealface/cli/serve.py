@@ -1,0 +1,121 @@
+"""`sealface serve`: all three services on this machine, or one of them as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealface.cli.output import Exit, fail, print_json, progress, reporting
+from sealface.cli.processes import OPERATOR, ZONES, LocalServices
+
+_PACKAGES = ("sealface", "sealface_client", "sealface_protos")
+
+
+class Service(StrEnum):
+    """What can be served."""
+
+    KEYS = "keys"
+    ENROLLMENT = "enrollment"
+    MATCHING = "matching"
+    EDGE = "edge"
+
+
+@reporting
+def serve(
+    service: Annotated[Service | None, typer.Argument(help="One service; all three if left out.")] = None,
+    state: Annotated[Path, typer.Option(envvar="SEALFACE_STATE", help="State folder.")] = Path(".state"),
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
+    keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
+) -> None:
+    """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
+    state = state.resolve()
+    if service is None:
+        _serve_all(state)
+    else:
+        _serve_one(service, state, listen, keys)
+
+
+def _serve_all(state: Path) -> None:
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    services = LocalServices(state)
+    try:
+        services.start()
+        print_json({**services.addresses, "ca": None, "state": str(state)})
+        services.watch(lambda: stopping, lambda name: progress.print(f"the {name} service died: starting it again"))
+    finally:
+        services.stop()
+
+
+def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
+    if service is not Service.KEYS and not keys:
+        fail("name the key service's address with --keys", Exit.USAGE)
+    zone = state / ZONES[service]
+    zone.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = zone / f"{service}-tmp"
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    os.environ["TMPDIR"] = str(scratch)
+    # compiled kernels are cached where this process may write; numba reads this when it is imported
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(zone / "numba"))
+
+    from sealface.runtime import logs
+    from sealface.runtime.confinement import confine
+
+    logs.configure(service)
+    readable = []
+    if service is Service.EDGE:
+        from sealface.recognition.weights import weights_folder
+
+        readable = [weights_folder(), state / "services.json"]
+    confined = confine(_PACKAGES, [zone], readable)
+
+    from sealface.runtime.server import Server, ServerConfig, announce, run
+
+    announce(confined)
+
+    async def main() -> None:
+        from sealface.cipher.scheme import Ckks
+
+        scheme = Ckks()
+        scheme.warm()
+        config = ServerConfig(listen)
+        server: Server
+        if service is Service.KEYS:
+            from sealface.keys.server import KeyConfig
+            from sealface.keys.server import build as build_keys
+
+            operator = zone / f"{OPERATOR}.pub"
+            server = build_keys(KeyConfig(zone, config, operator if operator.exists() else None), scheme)
+        elif service is Service.ENROLLMENT:
+            from sealface.enrollment.server import EnrollmentConfig
+            from sealface.enrollment.server import build as build_enrollment
+
+            server = build_enrollment(EnrollmentConfig(zone, config, keys), scheme)
+        elif service is Service.MATCHING:
+            from sealface.matching.server import MatchingConfig
+            from sealface.matching.server import build as build_matching
+
+            server = build_matching(MatchingConfig(zone, config, keys), scheme)
+        else:
+            from sealface.edge.server import EdgeConfig
+            from sealface.edge.server import build as build_edge
+
+            server = await build_edge(EdgeConfig(state, config))
+        await run(server, lambda address: print_json({"service": service.value, "address": address}))
+
+    asyncio.run(main())
+    sys.stdout.close()

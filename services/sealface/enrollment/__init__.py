@@ -1,0 +1,8 @@
+"""The enrollment service: galleries, subjects, templates; the only writer of the record. Runs in the compute zone.
+
+record      writes: galleries, templates, erasures
+enroller    a ciphertext to a stored template
+key_source  public material from the key service
+servicer    gRPC to the above; conversion between both
+server      the process
+"""

@@ -1,0 +1,192 @@
+"""Who may ask the key service, and the proof that they did: registered signing keys and single-use nonces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from sealface.errors import AlreadyExists, Denied, InvalidInput, NotFound, Unauthenticated, WrongState
+from sealface.protocol import names, signing
+from sealface.storage import keys as tables
+from sealface.storage.database import reading
+
+OPERATOR_WINDOW_S = 120
+"""How far the time of an operator's request may be from the key service's, seconds."""
+NONCE_BYTES = 32
+
+
+class CallerNotFound(NotFound):
+    """No caller of that name."""
+
+
+class CallerExists(AlreadyExists):
+    """There is a caller of that id."""
+
+
+class UnknownCaller(Unauthenticated):
+    """The caller is not registered with the key service."""
+
+
+class OperatorRequired(Denied):
+    """The caller may ask for decisions, not change keys, policies or callers."""
+
+
+class InvalidVerifyingKey(InvalidInput):
+    """A verifying key is no Ed25519 public key of 32 bytes."""
+
+
+class RequestExpired(Unauthenticated):
+    """A signed request is too old, or too far ahead."""
+
+
+class NonceUsed(WrongState):
+    """A nonce was used before: the request is a replay."""
+
+
+class Role(StrEnum):
+    """What a caller may do."""
+
+    VERIFIER = "verifier"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A registered caller."""
+
+    id: str
+    verifying_key: bytes
+    role: Role
+    created: datetime
+
+
+class Callers:
+    """The register of callers."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def create(self, caller_id: str, verifying_key: bytes, role: Role) -> Caller:
+        """Register a caller.
+
+        Raises:
+            InvalidVerifyingKey, CallerExists: see there.
+        """
+        if len(verifying_key) != 32:
+            raise InvalidVerifyingKey("a verifying key is an Ed25519 public key of 32 bytes")
+        try:
+            with self._engine.begin() as transaction:
+                transaction.execute(
+                    sa.insert(tables.callers).values(
+                        id=caller_id, verifying_key=verifying_key, role=role.value, created=datetime.now(UTC)
+                    )
+                )
+        except IntegrityError:
+            raise CallerExists("there is a caller of that id: choose another, or delete that one") from None
+        return self.get(f"callers/{caller_id}")
+
+    def ensure_operator(self, caller_id: str, verifying_key: bytes) -> None:
+        """Register the operator that the service was started with, in place of one of that id."""
+        with self._engine.begin() as transaction:
+            transaction.execute(sa.delete(tables.callers).where(tables.callers.c.id == caller_id))
+            transaction.execute(
+                sa.insert(tables.callers).values(
+                    id=caller_id, verifying_key=verifying_key, role=Role.OPERATOR.value, created=datetime.now(UTC)
+                )
+            )
+
+    def get(self, name: str) -> Caller:
+        """The caller of a name.
+
+        Raises:
+            CallerNotFound: there is none.
+        """
+        caller_id = names.id_of(name, "callers")
+        with reading(self._engine).begin() as transaction:
+            row = transaction.execute(sa.select(tables.callers).where(tables.callers.c.id == caller_id)).one_or_none()
+        if row is None:
+            raise CallerNotFound("no such caller: an operator must register it")
+        return _caller(row)
+
+    def page(self, after: str, limit: int) -> list[Caller]:
+        """Callers by id, from the first after that one."""
+        query = sa.select(tables.callers).where(tables.callers.c.id > after)
+        with reading(self._engine).begin() as transaction:
+            rows = transaction.execute(query.order_by(tables.callers.c.id).limit(limit))
+            return [_caller(row) for row in rows]
+
+    def delete(self, name: str) -> None:
+        """Withdraw a caller's credential.
+
+        Raises:
+            CallerNotFound: there is none.
+        """
+        caller = self.get(name)
+        with self._engine.begin() as transaction:
+            transaction.execute(sa.delete(tables.callers).where(tables.callers.c.id == caller.id))
+
+    def authenticate_decision(self, name: str, request: bytes, signature: bytes) -> Caller:
+        """The registered caller that signed a decision request.
+
+        Raises:
+            UnknownCaller, BadSignature: see there.
+        """
+        caller = self._known(name)
+        signing.verify_decision_request(caller.verifying_key, request, signature)
+        return caller
+
+    def authenticate_operator(
+        self, name: str, method: str, request: bytes, time_s: int, nonce: bytes, signature: bytes
+    ) -> Caller:
+        """The operator that signed a request; its nonce is consumed.
+
+        Raises:
+            UnknownCaller, BadSignature, OperatorRequired, RequestExpired, NonceUsed: see there.
+        """
+        caller = self._known(name)
+        payload = signing.operator_payload(method, request, time_s, nonce)
+        signing.verify_operator_request(caller.verifying_key, payload, signature)
+        if caller.role is not Role.OPERATOR:
+            raise OperatorRequired("this method needs an operator's credential")
+        if abs(time.time() - time_s) > OPERATOR_WINDOW_S:
+            raise RequestExpired("the request's time is too far from the key service's: set the clock and retry")
+        self.consume(nonce, time_s + OPERATOR_WINDOW_S)
+        return caller
+
+    def consume(self, nonce: bytes, expires: float) -> None:
+        """Accept a nonce once, durably; it is forgotten a while after it would be refused as expired.
+
+        Args:
+            nonce: 32 bytes.
+            expires: when requests with it stop being accepted, seconds since 1970.
+
+        Raises:
+            NonceUsed: it was accepted before, or is not 32 bytes.
+        """
+        if len(nonce) != NONCE_BYTES:
+            raise NonceUsed(f"a nonce is {NONCE_BYTES} random bytes: draw one for each request")
+        try:
+            with self._engine.begin() as transaction:
+                expired = tables.nonces.c.expires < time.time() - OPERATOR_WINDOW_S
+                transaction.execute(sa.delete(tables.nonces).where(expired))
+                transaction.execute(sa.insert(tables.nonces).values(nonce=nonce, expires=expires))
+        except IntegrityError:
+            raise NonceUsed("this request was used before: sign a new one") from None
+
+    def _known(self, name: str) -> Caller:
+        try:
+            return self.get(name)
+        except (CallerNotFound, names.InvalidName):
+            raise UnknownCaller(
+                "the caller is not registered with the key service: an operator must register it"
+            ) from None
+
+
+def _caller(row: sa.Row[Any]) -> Caller:
+    return Caller(row.id, row.verifying_key, Role(row.role), row.created.replace(tzinfo=UTC))

@@ -1,0 +1,186 @@
+"""A signed request and encrypted results to a sealed decision (threat model, rule 4).
+
+What compute may learn is raised: that a request is not signed, not known, expired or used before. Everything that
+depends on a secret, or on what was opened, is said inside the box.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sealface.cipher.distance import distances
+from sealface.cipher.wire import MalformedCiphertext
+from sealface.errors import InvalidInput
+from sealface.keys import wrapping
+from sealface.keys.callers import Callers, RequestExpired
+from sealface.keys.keyring import KeyClientHeld, KeyNotFound, Keyring
+from sealface.protocol import decision, names
+from sealface.protocol.decision import Decision
+from sealface.storage import keys as tables
+
+LARGEST_LIFETIME_S = 600
+LARGEST_CLAIM = 16
+_IDENTITY = "decision signing key"
+
+
+class InvalidDecisionRequest(InvalidInput):
+    """A decision request is malformed."""
+
+
+class Operation(Enum):
+    """What is to be decided."""
+
+    VERIFY = auto()
+    IDENTIFY = auto()
+
+
+class Refusal(Enum):
+    """Why no decision was made; said inside the box."""
+
+    KEY_VERSION = auto()
+    NOT_GENUINE = auto()
+    SLOTS = auto()
+    MALFORMED = auto()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decision request as its caller signed it; see `DecisionRequest` in the contract."""
+
+    request_id: str
+    nonce: bytes
+    caller: str
+    gallery: str
+    key_version: str
+    operation: Operation
+    claimed_slots: tuple[int, ...]
+    max_candidates: int
+    probe_digest: bytes
+    hpke_public_key: bytes
+    expires: float
+
+    def __post_init__(self) -> None:
+        names.check_opaque(self.request_id, "request_id")
+        names.id_of(self.gallery, "galleries")
+        names.key_version(self.key_version)
+        if len(self.probe_digest) != 32 or len(self.hpke_public_key) != 32 or not any(self.hpke_public_key):
+            raise InvalidDecisionRequest("probe_digest and hpke_public_key are 32 bytes each")
+        if self.operation is Operation.VERIFY and not 1 <= len(self.claimed_slots) <= LARGEST_CLAIM:
+            raise InvalidDecisionRequest(f"a verification claims 1 to {LARGEST_CLAIM} slots")
+        if self.operation is Operation.IDENTIFY and not 1 <= self.max_candidates <= 10:
+            raise InvalidDecisionRequest("max_candidates is 1 to 10")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Encrypted scores of a group.
+
+    Attributes:
+        ciphertext: as `Evaluator.score` made it.
+        slots: the slot at each position, 0 where nothing was scored.
+    """
+
+    ciphertext: bytes
+    slots: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided, under which policy version."""
+
+    outcome: Decision | Refusal
+    policy_version: int
+
+
+class Judge:
+    """Decides.
+
+    Args:
+        keyring: keys and policies.
+        callers: who may ask.
+        engine: the key zone's database, for the signing key.
+        provider: what that key is wrapped under.
+    """
+
+    def __init__(
+        self, keyring: Keyring, callers: Callers, engine: sa.Engine, provider: wrapping.KeyEncryptionKey
+    ) -> None:
+        self._keyring = keyring
+        self._callers = callers
+        self.signing_key = _identity(engine, provider)
+
+    def admit(self, request: Request, signed: bytes, signature: bytes) -> None:
+        """Check who asks, and that it is asked for the first time; the nonce is consumed.
+
+        Args:
+            request: the request.
+            signed: its bytes as they were signed.
+            signature: the caller's signature of them.
+
+        Raises:
+            UnknownCaller, BadSignature, RequestExpired, NonceUsed: see there.
+        """
+        self._callers.authenticate_decision(request.caller, signed, signature)
+        now = time.time()
+        if not now <= request.expires <= now + LARGEST_LIFETIME_S:
+            raise RequestExpired("the request has expired or reaches too far ahead: sign a new one")
+        self._callers.consume(request.nonce, request.expires)
+
+    def decide(self, request: Request, results: Sequence[Result], leads: Mapping[int, int]) -> Verdict:
+        """Open the results and decide under the key's policy.
+
+        Args:
+            request: an admitted request.
+            results: encrypted scores of all that was searched.
+            leads: slot -> first slot of its subject, for subjects with several templates.
+        """
+        key_id, number = names.key_version(request.key_version)
+        try:
+            key = self._keyring.get(key_id)
+            opener = self._keyring.opener(key_id, number)
+        except (KeyNotFound, KeyClientHeld):
+            return Verdict(Refusal.KEY_VERSION, 0)
+        version = key.policy.version
+        try:
+            opened = opener.open([result.ciphertext for result in results])
+        except MalformedCiphertext:
+            return Verdict(Refusal.MALFORMED, version)
+        if any(len(result.slots) != key.layout.capacity for result in results):
+            return Verdict(Refusal.SLOTS, version)
+        if not opener.genuine(opened.checks):
+            return Verdict(Refusal.NOT_GENUINE, version)
+        slots = np.array([result.slots for result in results], np.int64).reshape(opened.scores.shape)
+        scored = slots > 0
+        found = distances(opened.scores[scored], key.layout.metric, key.layout.largest_norm)
+        slots = slots[scored]
+        if np.unique(slots).size != slots.size:
+            return Verdict(Refusal.SLOTS, version)
+        if request.operation is Operation.IDENTIFY:
+            named = decision.identify(key.policy, slots, found, leads, request.max_candidates)
+            return Verdict(named, version)
+        if not decision.exactly(slots, request.claimed_slots):
+            return Verdict(Refusal.SLOTS, version)
+        return Verdict(decision.verify(key.policy, slots, found), version)
+
+
+def _identity(engine: sa.Engine, provider: wrapping.KeyEncryptionKey) -> Ed25519PrivateKey:
+    """The key that signs decisions: made at the first start, kept wrapped."""
+    with engine.begin() as transaction:
+        query = sa.select(tables.identity.c.wrapped_secret).where(tables.identity.c.name == _IDENTITY)
+        wrapped = transaction.execute(query).scalar_one_or_none()
+        if wrapped is not None:
+            return Ed25519PrivateKey.from_private_bytes(wrapping.unwrap(provider, wrapped, _IDENTITY))
+        key = Ed25519PrivateKey.generate()
+        transaction.execute(
+            sa.insert(tables.identity).values(
+                name=_IDENTITY, wrapped_secret=wrapping.wrap(provider, key.private_bytes_raw(), _IDENTITY)
+            )
+        )
+        return key

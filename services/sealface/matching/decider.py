@@ -1,0 +1,79 @@
+"""Encrypted scores to a sealed decision, by way of the key service. The decision is not readable here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
+
+from sealface.errors import Unavailable
+from sealface.matching.matcher import Scores, Search
+from sealface.runtime.status import from_rpc_error
+
+RESULTS_A_MESSAGE = 32
+
+
+class KeyServiceUnavailable(Unavailable):
+    """The key service does not answer."""
+
+
+class Decider:
+    """Asks the key service.
+
+    Args:
+        channel: to the key service.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = key_service_pb2_grpc.KeyServiceStub(channel)
+
+    async def decide(
+        self, request: decision_pb2.SignedDecisionRequest, search: Search, timeout_s: float
+    ) -> decision_pb2.SealedDecision:
+        """Have a search decided; scores are sent as they are computed.
+
+        Raises:
+            KeyServiceUnavailable: sign a new request and try again.
+            SealfaceError: what the key service said.
+        """
+        try:
+            return await self._stub.Decide(_messages(request, search), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            unavailable = KeyServiceUnavailable("the key service does not answer: sign a new request and try again")
+            raise from_rpc_error(error, unavailable) from None
+
+
+async def _messages(
+    request: decision_pb2.SignedDecisionRequest, search: Search
+) -> AsyncIterator[key_service_pb2.DecideRequest]:
+    yield key_service_pb2.DecideRequest(
+        request=request,
+        layout_epoch=search.epoch,
+        share_searched=1.0,
+        links=[decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in search.leads.items()],
+    )
+    async for results in result_messages(search):
+        yield key_service_pb2.DecideRequest(results=results)
+
+
+async def result_messages(search: Search) -> AsyncIterator[list[decision_pb2.ScoreResult]]:
+    """The search's results, in parts that fit a message; scored off the event loop."""
+    while part := await asyncio.to_thread(_take, search):
+        yield part
+
+
+def _take(search: Search) -> list[decision_pb2.ScoreResult]:
+    part = []
+    for scores in search.scores:
+        part.append(_to_proto(scores))
+        if len(part) == RESULTS_A_MESSAGE:
+            break
+    return part
+
+
+def _to_proto(scores: Scores) -> decision_pb2.ScoreResult:
+    return decision_pb2.ScoreResult(
+        shape=decision_pb2.RESULT_SHAPE_GROUP, ciphertext=scores.ciphertext, slots=scores.slots
+    )

@@ -1,0 +1,83 @@
+"""Distances to a decision under a policy. Knows no ciphertext and no caller."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sealface.protocol.policy import Policy
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A subject near enough: the slot of its nearest template, and the distance where it may be told."""
+
+    slot: int
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """MATCH if there are candidates, NO_MATCH otherwise.
+
+    Attributes:
+        candidates: nearest first, one a subject.
+        distance: rounded distance of a verification that did not match, where it may be told.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    distance: float | None = None
+
+
+def _disclosed(distance: float, policy: Policy) -> float | None:
+    step = policy.disclosure_step
+    return round(distance / step) * step if step else None
+
+
+def verify(policy: Policy, slots: NDArray[np.int64], distances: NDArray[np.float64]) -> Decision:
+    """Whether the nearest of a claimed subject's templates is near enough (fusion rule: nearest).
+
+    Args:
+        policy: the key's policy.
+        slots: (n,) the claimed slots, n at least 1.
+        distances: (n,) their distances.
+    """
+    nearest = int(np.argmin(distances))
+    told = _disclosed(float(distances[nearest]), policy)
+    if distances[nearest] <= policy.verification_threshold:
+        return Decision((Candidate(int(slots[nearest]), told),))
+    return Decision(distance=told)
+
+
+def identify(
+    policy: Policy,
+    slots: NDArray[np.int64],
+    distances: NDArray[np.float64],
+    leads: Mapping[int, int],
+    most: int,
+) -> Decision:
+    """The nearest subjects under the policy's threshold for a search of this size.
+
+    Args:
+        policy: the key's policy.
+        slots: (n,) the slots compared.
+        distances: (n,) their distances.
+        leads: slot -> the subject's first slot, for subjects with several templates.
+        most: most subjects to name; the policy may allow fewer.
+    """
+    near = np.flatnonzero(distances <= policy.search_threshold(distances.size))
+    best: dict[int, Candidate] = {}
+    for i in near[np.argsort(distances[near], kind="stable")]:
+        slot = int(slots[i])
+        best.setdefault(leads.get(slot, slot), Candidate(slot, _disclosed(float(distances[i]), policy)))
+        if len(best) == min(most, policy.max_candidates):
+            break
+    return Decision(tuple(best.values()))
+
+
+def exactly(slots: NDArray[np.int64], claimed: Collection[int]) -> bool:
+    """Whether the slots are the claimed ones, each once."""
+    return slots.size == len(set(claimed)) and set(slots.tolist()) == set(claimed)

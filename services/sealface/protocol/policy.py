@@ -1,0 +1,75 @@
+"""The rule of decisions, stored with a key."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from sealface.errors import InvalidInput
+
+LARGEST_MAX_CANDIDATES = 10
+SMALLEST_DISCLOSURE_STEP = 1e-3
+
+
+class InvalidPolicy(InvalidInput):
+    """A policy contradicts itself or is out of range."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Thresholds, largest k, disclosure. Distances are in the unit of the key's metric.
+
+    Attributes:
+        verification_threshold: largest distance that verifies a claimed subject.
+        identification_threshold: largest distance that a search ever names.
+        target_fpir: wanted share of non-mated searches that name anybody; 0 leaves the threshold above alone.
+        curve: (distance, false match rate) of the model, rising in both.
+        max_candidates: most subjects a search names.
+        disclosure_step: step that disclosed distances are rounded to; 0 discloses none.
+        version: counts changes, from 1.
+    """
+
+    verification_threshold: float
+    identification_threshold: float
+    target_fpir: float = 0.0
+    curve: tuple[tuple[float, float], ...] = ()
+    max_candidates: int = 1
+    disclosure_step: float = 0.0
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        thresholds = (self.verification_threshold, self.identification_threshold)
+        if not all(math.isfinite(value) and value >= 0 for value in thresholds):
+            raise InvalidPolicy("thresholds must be finite and at least 0")
+        if not 1 <= self.max_candidates <= LARGEST_MAX_CANDIDATES:
+            raise InvalidPolicy(f"max_candidates must be 1 to {LARGEST_MAX_CANDIDATES}")
+        if self.disclosure_step and not SMALLEST_DISCLOSURE_STEP <= self.disclosure_step < math.inf:
+            raise InvalidPolicy(f"disclosure_step must be at least {SMALLEST_DISCLOSURE_STEP}")
+        if not 0 <= self.target_fpir <= 1:
+            raise InvalidPolicy("target_fpir must be 0 to 1")
+        if self.target_fpir and len(self.curve) < 2:
+            raise InvalidPolicy("target_fpir needs a false match rate curve of two points or more")
+        if len(self.curve) > 64:
+            raise InvalidPolicy("a false match rate curve has at most 64 points")
+        if not all(math.isfinite(distance) and 0 < rate <= 1 for distance, rate in self.curve):
+            raise InvalidPolicy("a false match rate must be above 0 and at most 1, at a finite distance")
+        if any(d1 >= d2 or r1 > r2 for (d1, r1), (d2, r2) in pairwise(self.curve)):
+            raise InvalidPolicy("a false match rate curve must rise")
+
+    def search_threshold(self, compared: int) -> float:
+        """Largest distance a search over that many templates names; below 0 if none is near enough.
+
+        A non-mated search names somebody with probability 1 - (1 - FMR)^n < n FMR, so FMR must not exceed the
+        target over n. Below the curve's first rate nothing is known, and nothing is named.
+        """
+        if not self.target_fpir or not compared:
+            return self.identification_threshold
+        rate = self.target_fpir / compared
+        distances, rates = np.array(self.curve).T
+        if rate < rates[0]:
+            return -1.0
+        at_rate = float(np.interp(math.log(rate), np.log(rates), distances))
+        return min(self.identification_threshold, at_rate)

@@ -1,0 +1,1 @@
+"""What every server shares; it knows nothing of faces, keys or galleries."""

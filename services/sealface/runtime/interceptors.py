@@ -1,0 +1,102 @@
+"""The one interceptor of every server: errors become statuses, calls become log lines.
+
+A log line holds the method, the code, the reason and the time; never a request or an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from sealface.errors import SealfaceError
+from sealface.runtime.status import STATUS_DETAILS_KEY, InternalError, code_of, to_status
+
+_log = structlog.get_logger("sealface.rpc")
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Turns what a handler raises into a status; what it did not mean to raise into INTERNAL, without details."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler of a call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        if handler.response_streaming:
+            kind = "stream_stream" if handler.request_streaming else "unary_stream"
+            wrap: Any = _stream
+        else:
+            kind = "stream_unary" if handler.request_streaming else "unary_unary"
+            wrap = _unary
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            wrap(getattr(handler, kind), method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _unary(behaviour: Any, method: str) -> Any:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            response = await behaviour(request, context)
+        except BaseException as error:
+            await _fail(error, method, started, context)
+            raise  # aborting has raised already, except on cancellation
+        _report(method, "OK", started)
+        return response
+
+    return handle
+
+
+def _stream(behaviour: Any, method: str) -> Any:
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        started = time.perf_counter()
+        try:
+            async for response in behaviour(request, context):
+                yield response
+        except BaseException as error:
+            await _fail(error, method, started, context)
+            raise
+        _report(method, "OK", started)
+
+    return handle
+
+
+async def _fail(error: BaseException, method: str, started: float, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        _report(method, "CANCELLED", started)
+        return
+    if isinstance(error, grpc.aio.AbortError):
+        return
+    if not isinstance(error, SealfaceError):
+        # the exception's own text may hold anything, so only its type and place are logged
+        frame = _innermost(error)
+        _log.error("unexpected", method=method, error=type(error).__name__, at=frame)
+        error = InternalError("the service failed: try again, and tell its operator if it stays")
+    status = to_status(error)
+    _report(method, code_of(error).name, started, error.reason)
+    await context.abort(code_of(error), status.message, ((STATUS_DETAILS_KEY, status.SerializeToString()),))
+
+
+def _innermost(error: BaseException) -> str:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f"{traceback.tb_frame.f_code.co_qualname}:{traceback.tb_lineno}" if traceback else "unknown"
+
+
+def _report(method: str, code: str, started: float, reason: str = "") -> None:
+    milliseconds = round((time.perf_counter() - started) * 1e3, 1)
+    _log.info("call", method=method, code=code, ms=milliseconds, **({"reason": reason} if reason else {}))

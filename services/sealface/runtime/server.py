@@ -1,0 +1,108 @@
+"""A gRPC server as every service runs it: health, reflection, limits, and a stop that finishes what began."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from sealface.runtime.interceptors import ErrorInterceptor
+
+_log = structlog.get_logger("sealface.server")
+
+MESSAGE_LIMIT = 4 * 1024 * 1024
+"""Largest message either way, bytes; what is larger is streamed."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How a server listens and stops.
+
+    Attributes:
+        address: `host:port`; port 0 takes a free one.
+        message_limit: largest message it receives, bytes.
+        grace_s: seconds that calls under way have to finish when it is asked to stop.
+    """
+
+    address: str = "127.0.0.1:0"
+    message_limit: int = MESSAGE_LIMIT
+    grace_s: float = 20.0
+
+
+class Server:
+    """One service's server.
+
+    Args:
+        config: how it listens.
+        services: full protobuf names of its services, for health and reflection.
+        interceptors: the service's own, inside the one that reports errors.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        services: Sequence[str],
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._config = config
+        self._services = services
+        self._health = health.aio.HealthServicer()
+        self.grpc = grpc.aio.server(
+            interceptors=[ErrorInterceptor(), *interceptors],
+            options=[
+                ("grpc.max_receive_message_length", config.message_limit),
+                ("grpc.max_send_message_length", config.message_limit),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+
+    async def start(self) -> str:
+        """Listen and serve; returns the address with its real port."""
+        host, _, _ = self._config.address.rpartition(":")
+        port = self.grpc.add_insecure_port(self._config.address)
+        await self.grpc.start()
+        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        return f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Refuse new calls, finish those under way."""
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.grpc.stop(self._config.grace_s)
+
+    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", *self._services):
+            await self._health.set(name, status)
+
+
+def announce(confined: bool) -> None:
+    """Say in the log whether the kernel keeps this process to its own zone's files."""
+    if confined:
+        _log.info("confined", message="the kernel keeps this process to its own zone's files")
+    else:
+        _log.warning("not confined", message="no Landlock here: part the zones by users or containers")
+
+
+async def run(server: Server, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what began.
+
+    Args:
+        server: the server.
+        ready: called with the address when calls are accepted.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    ready(await server.start())
+    await stopping.wait()
+    _log.info("stopping", message="finishing calls under way")
+    await server.stop()
+    _log.info("stopped", message="everything acknowledged is stored")

@@ -1,0 +1,60 @@
+"""Evaluators of galleries, by their stored public keys."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from sealface.cipher.scheme import Evaluator, Scheme
+from sealface.errors import InvalidInput
+from sealface.storage.galleries import Galleries, Gallery
+
+
+class WrongKeyVersion(InvalidInput):
+    """A ciphertext is under another key version than the gallery's."""
+
+
+class WrongParameterSet(InvalidInput):
+    """A ciphertext is under another parameter set than the gallery's."""
+
+
+def check_encryption(gallery: Gallery, key_version: str, parameter_set: str) -> None:
+    """Whether a ciphertext says it is encrypted as the gallery's are.
+
+    Raises:
+        WrongKeyVersion, WrongParameterSet: it is not.
+    """
+    if key_version != gallery.key_version:
+        raise WrongKeyVersion(
+            "encrypted under another key version: encrypt under the gallery's", expected=gallery.key_version
+        )
+    if parameter_set != gallery.layout.parameters.name:
+        raise WrongParameterSet(
+            "encrypted under another parameter set: encrypt under the gallery's",
+            expected=gallery.layout.parameters.name,
+        )
+
+
+class Evaluators:
+    """Evaluators by gallery: public keys parsed once."""
+
+    def __init__(self, galleries: Galleries, scheme: Scheme, most: int = 64) -> None:
+        self._galleries = galleries
+        self._scheme = scheme
+        self._most = most
+        self._held: OrderedDict[tuple[str, int], Evaluator] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, gallery: Gallery) -> Evaluator:
+        """The evaluator of a gallery."""
+        name = (gallery.id, gallery.first_epoch)
+        with self._lock:
+            if name in self._held:
+                self._held.move_to_end(name)
+                return self._held[name]
+        evaluator = self._scheme.evaluator(gallery.layout, self._galleries.public_key(gallery.id))
+        with self._lock:
+            self._held[name] = evaluator
+            while len(self._held) > self._most:
+                self._held.popitem(last=False)
+        return evaluator

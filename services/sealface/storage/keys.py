@@ -1,0 +1,64 @@
+"""The key zone's tables. Secrets are stored wrapped; nothing here can open them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("custody", sa.String(16), nullable=False),
+    sa.Column("parameter_set", sa.String(64), nullable=False),
+    sa.Column("dimension", sa.Integer, nullable=False),
+    sa.Column("metric", sa.String(16), nullable=False),
+    sa.Column("largest_norm", sa.Float, nullable=False),
+    sa.Column("policy", sa.JSON, nullable=False),
+    sa.Column("primary_version", sa.Integer, nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+versions = sa.Table(
+    "key_versions",
+    metadata,
+    sa.Column("key", sa.String(64), sa.ForeignKey("keys.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("public_key_digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("wrapped_secret", sa.LargeBinary, nullable=True),  # none where the client holds it
+)
+
+evaluation_keys = sa.Table(
+    "evaluation_keys",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("galois_element", sa.Integer, primary_key=True),
+    sa.Column("material", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["key", "version"], ["key_versions.key", "key_versions.number"]),
+)
+
+callers = sa.Table(
+    "callers",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("verifying_key", sa.LargeBinary(32), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+nonces = sa.Table(
+    "nonces",
+    metadata,
+    sa.Column("nonce", sa.LargeBinary(32), primary_key=True),
+    sa.Column("expires", sa.Float, nullable=False, index=True),  # seconds since 1970
+)
+
+identity = sa.Table(
+    "identity",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("wrapped_secret", sa.LargeBinary, nullable=False),
+)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealface.cipher import parameters as module
+from sealface.cipher.parameters import (
+    N4096,
+    N8192,
+    InsecureParameters,
+    ParameterSet,
+    UnknownParameters,
+    for_dimension,
+    parameter_set,
+)
+from sealface.cipher.seal import _context
+
+SMALL, OTHER, SPECIAL = N4096.primes
+
+
+@pytest.mark.parametrize("shipped", [N4096, N8192], ids=lambda s: s.name)
+def test_shipped_sets_pass_our_check_and_seals(shipped: ParameterSet) -> None:
+    copy = ParameterSet(shipped.name, shipped.degree, shipped.primes)
+    assert copy == shipped
+    assert shipped.security_bits == 128
+    assert shipped.quantum
+    context = _context(shipped)
+    assert context.parameters_set()
+    assert "128" in str(context.key_context_data().qualifiers().sec_level)
+    assert context.key_context_data().total_coeff_modulus_bit_count() == shipped.modulus_bits
+
+
+@pytest.mark.parametrize(
+    ("degree", "claim"),
+    [
+        (2048, {}),  # 100 bits where 51 are allowed
+        (4096, {"security_bits": 192}),  # 70 allowed
+        (4096, {"security_bits": 192, "quantum": False}),  # 75 allowed
+        (4096, {"security_bits": 256}),
+        (1000, {}),  # no estimate
+        (4096, {"security_bits": 100}),
+    ],
+)
+def test_too_large_a_modulus_is_refused(degree: int, claim: dict[str, Any]) -> None:
+    with pytest.raises(InsecureParameters, match=r"modulus|estimate"):
+        ParameterSet("weak", degree, N4096.primes, **claim)
+
+
+def test_the_limit_itself_is_the_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, accepted in ((N4096.modulus_bits, True), (N4096.modulus_bits - 1, False)):
+        monkeypatch.setattr(module, "_LARGEST_MODULUS_BITS", {128: {4096: (109, limit)}})
+        if accepted:
+            ParameterSet("edge", 4096, N4096.primes)
+        else:
+            with pytest.raises(InsecureParameters, match="modulus"):
+                ParameterSet("edge", 4096, N4096.primes)
+        ParameterSet("edge", 4096, N4096.primes, quantum=False)
+
+
+def composite() -> int:
+    """A composite below 2^30 that is 1 mod 8192, so that only a primality test refuses it."""
+    return next(n for n in range(8192 * 100_000 + 1, 1 << 30, 8192) if pow(2, n - 1, n) != 1)
+
+
+@pytest.mark.parametrize(
+    "primes",
+    [
+        (SMALL + 2, OTHER, SPECIAL),  # not 1 mod 2N
+        (1073692673 + 8192 * 50_000, OTHER, SPECIAL),  # data prime over 2^30
+        (SMALL, SMALL, SPECIAL),  # the same twice
+        (SMALL, OTHER),  # no special prime
+        (composite(), OTHER, SPECIAL),
+        (SMALL, OTHER, SPECIAL - 2),
+        (SMALL, OTHER, (1 << 40) + 8192 * 3 + 1),  # would not fit 40 bits on the wire
+        (40961, OTHER, SPECIAL),  # a prime, but no room for a product
+    ],
+)
+def test_wrong_primes_are_refused(primes: tuple[int, ...]) -> None:
+    with pytest.raises(InsecureParameters, match=r"prime|room"):
+        ParameterSet("wrong", 4096, primes)
+
+
+def test_no_room_for_a_product_is_refused() -> None:
+    with pytest.raises(InsecureParameters, match="room"):
+        ParameterSet("large", 4096, N4096.primes, scale_bits=29)
+
+
+@given(st.integers(0, 200_000))
+def test_primality(n: int) -> None:
+    assert module._is_prime(n) == (n > 1 and all(n % f for f in range(2, int(n**0.5) + 1)))
+
+
+@pytest.mark.parametrize("n", [3215031751, 2152302898747, 3474749660383, 561, 1373653])
+def test_strong_pseudoprimes_are_composite(n: int) -> None:
+    assert not module._is_prime(n)
+
+
+def test_sets_by_name_and_dimension() -> None:
+    assert parameter_set("ckks-n4096-v1") is N4096
+    with pytest.raises(UnknownParameters) as caught:
+        parameter_set("ckks-n2048-v1")
+    assert caught.value.reason == "UNKNOWN_PARAMETERS"
+    assert for_dimension(2) is N4096
+    assert for_dimension(2048) is N4096
+    assert for_dimension(2049) is N8192
+    assert for_dimension(4096) is N8192
+    with pytest.raises(UnknownParameters):
+        for_dimension(4097)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from sealface.cipher.parameters import N4096, N8192
+from sealface.cipher.randomness import Randomness
+from tests.cipher.conftest import assert_uniform
+
+COUNT = 1 << 18
+
+
+@pytest.mark.parametrize("p", sorted({*N4096.data_primes, *N8192.data_primes, (1 << 29) + 11}))
+def test_uniform(p: int) -> None:
+    drawn = Randomness().uniform(COUNT, p)
+    assert drawn.shape == (COUNT,)
+    assert drawn.dtype == np.uint64
+    assert int(drawn.max()) < p
+    assert_uniform(drawn, p, 256)
+    for bit in range(8):  # a modulo instead of a rejection, or a stuck bit, shows here
+        assert abs((drawn >> np.uint64(bit) & np.uint64(1)).mean() - 0.5) < 6 * 0.5 / np.sqrt(COUNT)
+
+
+def test_ternary_has_no_modulo_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Randomness()
+    # every byte once, so the counts are exact: 255 is rejected, the others are 85 of each
+    every = np.arange(256, dtype=np.uint8)
+    monkeypatch.setattr(draw, "_bytes", lambda count: np.resize(every, 256))
+    assert np.bincount(draw.ternary(255) + 1).tolist() == [85, 85, 85]
+
+
+def test_ternary_is_uniform() -> None:
+    counts = np.bincount(Randomness().ternary(COUNT) + 1)
+    assert counts.size == 3
+    assert (np.abs(counts - COUNT / 3) < 6 * np.sqrt(COUNT * 2 / 9)).all()
+
+
+def test_error_is_the_centred_binomial_of_42_bits() -> None:
+    drawn = Randomness().error(COUNT)
+    assert np.abs(drawn).max() <= 21
+    assert abs(drawn.mean()) < 6 * np.sqrt(10.5 / COUNT)
+    assert abs(drawn.var() / 10.5 - 1) < 6 * np.sqrt(2 / COUNT)
+    kurtosis = (drawn**4).mean() / drawn.var() ** 2
+    assert abs(kurtosis - (3 - 2 / 42)) < 6 * np.sqrt(96 / COUNT)
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 6 / np.sqrt(COUNT)
+
+
+def test_streams_never_repeat() -> None:
+    one = Randomness()
+    drawn = [one.uniform(64, N4096.primes[0]).tobytes() for _ in range(100)]
+    drawn += [Randomness().uniform(64, N4096.primes[0]).tobytes() for _ in range(100)]
+    assert len(set(drawn)) == 200
+
+
+def test_every_stream_is_keyed_with_32_bytes_of_the_operating_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = os.urandom
+
+    def urandom(count: int) -> bytes:
+        asked.append(count)
+        return real(count)
+
+    monkeypatch.setattr(os, "urandom", urandom)
+    Randomness(), Randomness()
+    assert asked == [32, 32]
+    monkeypatch.setattr(os, "urandom", bytes)  # and nothing else goes in
+    assert np.array_equal(Randomness().error(64), Randomness().error(64))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sealface.cipher import wire
+from sealface.cipher.parameters import N4096
+from sealface.cipher.wire import MalformedCiphertext, pack, packed_size, unpack
+
+DATA, ALL = N4096.data_primes, N4096.primes
+SHAPES = st.tuples(st.integers(1, 3), st.sampled_from([4, 8, 32]), st.sampled_from([DATA, ALL, ALL[:1], ALL[2:]]))
+
+
+@given(SHAPES, st.data())
+@settings(max_examples=60, deadline=None)
+def test_round_trip_and_the_layout_of_bits(shape: tuple[int, int, tuple[int, ...]], data: st.DataObject) -> None:
+    polynomials, degree, primes = shape
+    rows = [
+        data.draw(st.lists(st.integers(0, p - 1), min_size=degree, max_size=degree))
+        for _ in range(polynomials)
+        for p in primes
+    ]
+    residues = np.array(rows, np.uint64).reshape(polynomials, len(primes), degree)
+    packed = pack(residues, primes)
+    assert len(packed) == packed_size(polynomials, degree, primes)
+    assert np.array_equal(unpack(packed, polynomials, degree, primes), residues)
+    expected = b""
+    for row, p in zip(rows, primes * polynomials, strict=True):
+        width = p.bit_length()
+        expected += sum(v << (width * i) for i, v in enumerate(row)).to_bytes(degree * width // 8, "little")
+    assert packed == expected
+
+
+@given(st.binary(max_size=200), SHAPES)
+@example(b"\xff" * 30, (1, 8, ALL[:1]))
+@settings(max_examples=200, deadline=None)
+def test_arbitrary_bytes_are_refused_or_canonical(data: bytes, shape: tuple[int, int, tuple[int, ...]]) -> None:
+    try:
+        residues = unpack(data, *shape)
+    except MalformedCiphertext:
+        return
+    assert pack(residues, shape[2]) == data  # nothing has two encodings
+
+
+@given(SHAPES, st.data())
+@settings(max_examples=150, deadline=None)
+def test_bytes_of_the_right_length(shape: tuple[int, int, tuple[int, ...]], data: st.DataObject) -> None:
+    size = packed_size(*shape)
+    raw = data.draw(st.binary(min_size=size, max_size=size))
+    try:
+        residues = unpack(raw, *shape)
+    except MalformedCiphertext as error:
+        assert error.reason == "MALFORMED_CIPHERTEXT"  # noqa: PT017 - both outcomes are right
+        return
+    assert (residues < np.array(shape[2], np.uint64)[:, None]).all()
+    assert pack(residues, shape[2]) == raw
+
+
+@pytest.mark.parametrize("primes", [DATA, ALL])
+@pytest.mark.parametrize("limb", [0, 1, -1])
+def test_the_prime_itself_is_out_of_range(primes: tuple[int, ...], limb: int) -> None:
+    residues = np.zeros((2, len(primes), 4096), np.uint64)
+    residues[1, limb, 4095] = primes[limb] - 1
+    assert unpack(pack(residues, primes), 2, 4096, primes)[1, limb, 4095] == primes[limb] - 1
+    residues[1, limb, 4095] += np.uint64(1)
+    with pytest.raises(MalformedCiphertext, match="out of range"):
+        unpack(pack(residues, primes), 2, 4096, primes)
+
+
+@pytest.mark.parametrize("length", [0, 1, 61439, 61441, 122880])
+def test_truncated_or_over_long(length: int) -> None:
+    with pytest.raises(MalformedCiphertext) as caught:
+        unpack(bytes(length), 2, 4096, DATA)
+    assert caught.value.metadata == {"expected_bytes": "61440"}
+
+
+def test_sizes_of_the_design() -> None:
+    assert packed_size(2, 4096, DATA) == 61_440
+    assert packed_size(3, 4096, DATA[:1]) == 46_080
+    assert wire._width(ALL[2]) == 40
