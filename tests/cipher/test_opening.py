@@ -183,6 +183,15 @@ def test_one_tampered_result_among_many_is_seen() -> None:
     assert not made.opener.genuine(checks)
 
 
+def test_a_key_a_little_noisier_than_the_model_is_genuine_in_large_galleries(
+    rng: np.random.Generator,
+) -> None:
+    """One key in 100 has 7 % more variance than the average key: it must not refuse every large search."""
+    made = sides(dimension=128)
+    assert made.opener.genuine(1.1 * made.layout.noise * rng.standard_normal((50_000, 2)))
+    assert not made.opener.genuine(1.5 * made.layout.noise * rng.standard_normal((50_000, 2)))
+
+
 def test_a_small_shift_of_every_result_is_seen() -> None:
     made = sides(dimension=128)
     opened = made.opener.open(results(made, 500, 1)[0])

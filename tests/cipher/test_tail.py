@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sealface.cipher import kernels, wire
+from sealface.cipher import kernels, tail, wire
 from sealface.cipher.distance import Metric
 from sealface.cipher.parameters import N4096, N8192, ParameterSet
-from sealface.cipher.ring import Residues
+from sealface.cipher.randomness import Randomness
+from sealface.cipher.ring import Residues, integers_to_ntt
 from sealface.cipher.tail import Evaluator, Group, Probe, parse, result_size, template_size, transparent
 from sealface.cipher.wire import MalformedCiphertext
 from tests.cipher.conftest import Sides, assert_uniform, sides, units
@@ -166,6 +169,60 @@ def test_the_zeros_secrets_are_independent() -> None:
     ]
     for combination in combinations:
         assert_uniform(kernels.intt(combination % prime, p), p, 32)
+
+
+class Recorder(Randomness):
+    """Remembers what was drawn."""
+
+    drawn: ClassVar[list[tuple[str, NDArray[np.int64]]]] = []
+
+    def ternary(self, n: int) -> NDArray[np.int64]:
+        self.drawn.append(("ternary", super().ternary(n)))
+        return self.drawn[-1][1]
+
+    def error(self, n: int) -> NDArray[np.int64]:
+        self.drawn.append(("error", super().error(n)))
+        return self.drawn[-1][1]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, NDArray[np.int64]]]:
+    monkeypatch.setattr(tail, "Randomness", Recorder)
+    monkeypatch.setattr(Recorder, "drawn", [])
+    return Recorder.drawn
+
+
+def test_every_polynomial_of_the_zero_has_its_own_draws(drawn: list[tuple[str, NDArray[np.int64]]]) -> None:
+    made = sides()
+    zero = made.evaluator._zero()
+    assert sorted(kind for kind, _ in drawn) == ["error"] * 3 + ["ternary"] * 2
+    assert len({values.tobytes() for _, values in drawn}) == 5
+    x, y = (integers_to_ntt(values, made.primes) for kind, values in drawn if kind == "ternary")
+    errors = [integers_to_ntt(values, made.primes) for kind, values in drawn if kind == "error"]
+    b, a = made.public[:, :2]
+    for x_, y_ in ((x, y), (y, x)):  # either may be drawn first
+        rest = [zero[0] + made.moduli - b * x_ % made.moduli, zero[2] + made.moduli - a * y_ % made.moduli]
+        rest.insert(1, zero[1] + 2 * made.moduli - a * x_ % made.moduli - b * y_ % made.moduli)
+        left = [(r % made.moduli).tobytes() for r in rest]
+        if sorted(left) == sorted(error.tobytes() for error in errors):
+            return
+    pytest.fail("the zero is not (b x + e0, a x + b y + e1, a y + e2)")
+
+
+def test_every_ciphertext_admitted_has_its_own_draws(drawn: list[tuple[str, NDArray[np.int64]]]) -> None:
+    made = sides(dimension=DIMENSION, metric=Metric.EUCLIDEAN)
+    sent = made.encryptor.template(np.full(DIMENSION, 0.01))
+    admitted = parse(made.evaluator.admit(sent), made.layout)
+    difference = (admitted + made.moduli - parse(sent, made.layout)) % made.moduli
+    assert sorted(kind for kind, _ in drawn) == ["error"] * 4 + ["ternary"] * 2
+    assert len({values.tobytes() for _, values in drawn}) == 6
+    errors = {integers_to_ntt(v, made.primes).tobytes() for kind, v in drawn if kind == "error"}
+    secrets = [integers_to_ntt(v, made.primes) for kind, v in drawn if kind == "ternary"]
+    found = set()
+    for part, u in zip(difference, secrets, strict=True):
+        for polynomial, key in zip(part, made.public[:, :2], strict=True):
+            found.add(((polynomial + made.moduli - key * u % made.moduli) % made.moduli).tobytes())
+    assert found == errors
 
 
 # --- rule 2: masks

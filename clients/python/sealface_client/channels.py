@@ -52,7 +52,8 @@ class OperatorSigner(grpc.aio.UnaryUnaryClientInterceptor):
     ) -> Any:
         """Add the signature to the call's metadata."""
         details = client_call_details
-        name = bytes(details.method).decode()  # bytes at run time, whatever its annotation says
+        method: str | bytes = details.method  # bytes at run time, whatever its annotation says
+        name = method if isinstance(method, str) else method.decode()
         now, nonce = int(time.time()), os.urandom(32)
         signature = self._credential.sign_operator_request(name, request.SerializeToString(), now, nonce)
         metadata = grpc.aio.Metadata(

@@ -112,8 +112,7 @@ def multiply(x: Residues, y: Residues, primes: tuple[int, ...]) -> Residues:
     )
 
 
-def warm() -> None:
-    """Compile every kernel, or load it from the cache."""
-    p, n = 97, 16  # 97 = 1 mod 32
-    ones = ntt(intt(np.ones((2, 1, n), np.uint64), p), p)
-    multiply(ones, ones, (p,))
+def warm(primes: tuple[int, ...], n: int) -> None:
+    """Compile every kernel, or load it from the cache, and make the tables of these rings."""
+    ones = np.stack([ntt(intt(np.ones((2, n), np.uint64), p), p) for p in primes], axis=1)
+    multiply(ones, ones, primes)

@@ -108,6 +108,11 @@ N8192: Final = ParameterSet("ckks-n8192-v1", 8192, (1073643521, 1073692673, 1099
 _SETS: Final = {parameters.name: parameters for parameters in (N4096, N8192)}
 
 
+def parameter_sets() -> tuple[ParameterSet, ...]:
+    """All sets, smallest first."""
+    return tuple(_SETS.values())
+
+
 def parameter_set(name: str) -> ParameterSet:
     """The set of that name.
 

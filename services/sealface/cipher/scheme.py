@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sealface.cipher import kernels, opening, seal, tail, wire
 from sealface.cipher.layout import Layout
 from sealface.cipher.opening import Opened
-from sealface.cipher.parameters import ParameterSet
+from sealface.cipher.parameters import ParameterSet, parameter_sets
 from sealface.cipher.ring import integers_to_ntt
 
 
@@ -119,8 +119,9 @@ class Ckks:
     """CKKS: SEAL generates keys and encrypts, `tail` scores, `opening` opens."""
 
     def warm(self) -> None:
-        """Compile the kernels, or load them from the cache."""
-        kernels.warm()
+        """Compile the kernels, or load them from the cache, and make the tables of every parameter set."""
+        for parameters in parameter_sets():
+            kernels.warm(parameters.data_primes, parameters.degree)
 
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         """A fresh key, with the Galois keys that expand a probe into up to 128 leaves (docs: engine)."""

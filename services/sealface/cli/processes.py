@@ -37,7 +37,6 @@ class ServiceDidNotStart(Unavailable):
 class _Process:
     name: str
     popen: subprocess.Popen[str]
-    address: str
 
 
 @dataclass
@@ -64,8 +63,9 @@ class LocalServices:
             ServiceDidNotStart: one of them did not; its log says why.
         """
         _prepare(self.state)
-        for service in SERVICES:
-            self.launch(service)
+        self.launch("keys")
+        for launched in [self._spawn(service) for service in SERVICES[1:]]:
+            self._await(launched)
         write_private(self.state / SERVICES_FILE, json.dumps(self.addresses).encode())
 
     def launch(self, service: str) -> None:
@@ -74,26 +74,39 @@ class LocalServices:
         Raises:
             ServiceDidNotStart: it did not get ready.
         """
+        self._await(self._spawn(service))
+
+    def _spawn(self, service: str) -> _Process:
         zone = self.state / ZONES[service]
         command = [sys.executable, "-m", "sealface.cli.main", "serve", service, "--state", str(self.state)]
         command += ["--listen", self.addresses.get(service, "127.0.0.1:0")]
         if service != "keys":
             command += ["--keys", self.addresses["keys"]]
+        environment = os.environ | {
+            "NUMBA_CACHE_DIR": str(zone / "numba"),
+            "TMPDIR": str(zone / f"{service}-tmp"),
+        }
         with (zone / f"{service}.log").open("a") as log:
             popen = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+                start_new_session=True,
             )
-        assert popen.stdout is not None  # noqa: S101 - it is a pipe
-        line = _first_line(popen.stdout)
+        return self._processes.setdefault(service, _Process(service, popen))
+
+    def _await(self, process: _Process) -> None:
+        assert process.popen.stdout is not None  # noqa: S101 - it is a pipe
+        line = _first_line(process.popen.stdout)
         try:
-            self.addresses[service] = json.loads(line)["address"]
+            self.addresses[process.name] = json.loads(line)["address"]
         except (ValueError, KeyError):
-            popen.kill()
-            popen.wait()
             raise ServiceDidNotStart(
-                f"the {service} service did not start: see {service}.log in the state folder"
+                f"the {process.name} service did not start: see {process.name}.log in the state folder"
             ) from None
-        self._processes[service] = _Process(service, popen, self.addresses[service])
 
     def watch(self, stopping: Callable[[], bool], restarted: Callable[[str], None]) -> None:
         """Start again what dies, until it is time to stop."""
@@ -101,6 +114,7 @@ class LocalServices:
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
                     process.popen.communicate()
+                    del self._processes[process.name]
                     restarted(process.name)
                     self.launch(process.name)
             time.sleep(0.2)

@@ -68,9 +68,10 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
     zone.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = zone / f"{service}-tmp"
     scratch.mkdir(mode=0o700, exist_ok=True)
-    os.environ["TMPDIR"] = str(scratch)
-    # compiled kernels are cached where this process may write; numba reads this when it is imported
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(zone / "numba"))
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        # compiled kernels are cached where this process may write, which numba reads when it is imported: begin anew
+        os.environ.update(NUMBA_CACHE_DIR=str(zone / "numba"), TMPDIR=str(scratch))
+        os.execv(sys.executable, [sys.executable, "-m", "sealface.cli.main", *sys.argv[1:]])  # noqa: S606
 
     from sealface.runtime import logs
     from sealface.runtime.confinement import confine
