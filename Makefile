@@ -1,0 +1,80 @@
+# Every target sets up what it needs; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEEPFACE := deepface==0.0.103
+
+.PHONY: help demo test check soak bench lint types unit protos format clean
+help:
+	@echo "make demo   real faces through three encrypted services, on this machine"
+	@echo "make test   all tests"
+	@echo "make check  lint, types, unit tests, contract: without services and DeepFace, under two minutes"
+	@echo "make bench  benchmarks, JSON into bench/results/"
+	@echo "make soak   the long forms of the tests"
+
+$(VENV)/created:
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { apt-get update -qq && apt-get install -yqq python3-venv && $(PYTHON) -m venv $(VENV); }
+	@touch $@
+
+$(VENV)/demo: $(VENV)/created pyproject.toml setup.py constraints.txt $(shell find protos -name '*.proto')
+	@echo "installing Sealface and DeepFace with model Dlib (0.5 GB)"
+	@$(PIP) --editable '.[faces]'
+	@$(PIP) --no-deps $(DEEPFACE)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/created pyproject.toml setup.py constraints.txt $(shell find protos -name '*.proto')
+	@echo "installing Sealface and the tools of its tests"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/faces: $(VENV)/dev
+	@echo "installing DeepFace with model Dlib (0.5 GB)"
+	@$(PIP) --editable '.[dev,faces]'
+	@$(PIP) --no-deps $(DEEPFACE)
+	@$(BIN)/python -m sealface.recognition.weights
+	@touch $@
+
+demo: $(VENV)/demo
+	@$(BIN)/python clients/python/examples/demo.py
+
+test: check $(VENV)/faces
+	$(BIN)/python -m pytest tests --ignore tests/cipher --ignore tests/protocol --ignore tests/storage
+
+check: lint types protos unit
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+unit: $(VENV)/dev
+	$(BIN)/python -m pytest tests/test_architecture.py tests/cipher tests/protocol tests/storage
+
+# google's files come from the package googleapis-common-protos; the last tag, once there is one, must not be broken
+protos: $(VENV)/dev
+	@mkdir -p build/googleapis/google/api build/googleapis/google/rpc
+	@cp $$($(BIN)/python -c "import google.api; print(google.api.__path__[0])")/field_behavior.proto build/googleapis/google/api/
+	@cp $$($(BIN)/python -c "import google.rpc; print(google.rpc.__path__[0])")/status.proto build/googleapis/google/rpc/
+	$(BIN)/buf lint
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null) || exit 0; \
+	rm -rf build/last && mkdir -p build/last/build && git archive $$tag protos buf.yaml | tar -x -C build/last && \
+	cp -r build/googleapis build/last/build/ && echo "buf breaking against $$tag" && \
+	$(BIN)/buf breaking --against build/last
+
+soak: $(VENV)/faces
+	SEALFACE_SOAK=1 $(BIN)/python -m pytest tests
+
+bench: $(VENV)/faces
+	@mkdir -p bench/results
+	$(BIN)/sealface bench verify --json | tee bench/results/verify.json
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
