@@ -199,7 +199,7 @@ def mentions(code: ast.AST) -> list[str]:
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
-    pattern = re.compile(r"\btests?[./]\w*|\bPlain\b|(^|[./])plain(\.py)?$")
+    pattern = re.compile(r"\btests?[./]plain\b|\bPlain\b|\bplain\.py\b")
     found = [name for name in imports(code) if pattern.search(name) or name.split(".")[0] == "tests"]
     for node in ast.walk(code):
         text = None

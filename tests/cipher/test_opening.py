@@ -17,7 +17,7 @@ from tests.cipher.conftest import Sides, sides, units
 from tests.cipher.test_tail import Before
 
 SHAPES = [(N4096, 16), (N4096, 128), (N4096, 160), (N4096, 512), (N8192, 4096)]
-PROBES = 10
+PROBES = 25  # enough product noise for a steady ratio at d=16, where it dominates
 BOUND = 20.0
 
 
@@ -51,22 +51,23 @@ def test_scores_are_those_of_numpy_and_the_noise_is_the_models(
     made = made_of(parameters, dimension, metric)
     layout = made.layout
     opened = made.opener.open(
-        [made.evaluator.score(group, probe, range(layout.capacity)) for probe in probes for _ in range(4)]
+        [made.evaluator.score(group, probe, range(layout.capacity)) for probe in probes for _ in range(2)]
     )
     if metric.normalised:
         lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
         expected = q @ vectors.T / lengths
     else:
         expected = ((q[:, None] - vectors) ** 2).sum(axis=2) / BOUND**2
-    error = np.abs(opened.scores - np.repeat(expected, 4, axis=0))
+    error = np.abs(opened.scores - np.repeat(expected, 2, axis=0))
     ratio = np.sqrt((opened.checks**2).mean()) / layout.noise
     print(f"largest error {error.max():.2e}, noise {ratio:.2f} of the model")  # shown by pytest -rP
-    assert error.max() < 2e-4
+    # 6.5 standard deviations: only d=16 with the euclidean metric, of some 10,000 values, may pass 2e-4
+    assert error.max() < max(2e-4, 6.5 * layout.noise)
     assert 0.5 < ratio < 1.5
     assert 0.5 < np.sqrt((error**2).mean()) / layout.noise < 1.5
     assert made.opener.genuine(opened.checks)
     got = distances(opened.scores, metric, layout.largest_norm)
-    exact = distances(np.repeat(expected, 4, axis=0), metric, layout.largest_norm)
+    exact = distances(np.repeat(expected, 2, axis=0), metric, layout.largest_norm)
     away = exact > 0.05 * layout.largest_norm  # the root of a small number magnifies
     assert np.abs(got - exact)[away].max() < 5e-3 * layout.largest_norm
 
@@ -122,7 +123,7 @@ def test_product_switch_and_opening_are_seals_bit_for_bit(parameters: ParameterS
     low, q = kernels.intt(before[1], made.primes[1]).astype(object)[:: made.layout.stride], made.primes[1]
     combined = (wide + p * ((low - wide) * pow(p, -1, q) % q)) % (p * q)
     exact = np.array([int(v) - p * q if v > p * q // 2 else int(v) for v in combined]) / parameters.scale**2
-    assert np.abs(exact - scores)[: made.layout.capacity].max() < 1e-4
+    assert np.abs(exact - scores)[: made.layout.capacity].max() < 8 * made.layout.noise
 
 
 # --- genuine

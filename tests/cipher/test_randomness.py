@@ -23,11 +23,16 @@ def test_uniform(p: int) -> None:
         assert abs((drawn >> np.uint64(bit) & np.uint64(1)).mean() - 0.5) < 6 * 0.5 / np.sqrt(COUNT)
 
 
-def test_ternary_has_no_modulo_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = Randomness()
-    # every byte once, so the counts are exact: 255 is rejected, the others are 85 of each
-    every = np.arange(256, dtype=np.uint8)
-    monkeypatch.setattr(draw, "_bytes", lambda count: np.resize(every, 256))
+def test_what_would_bias_a_remainder_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, p = Randomness(), N4096.primes[0]
+    words = np.array([p, 5, p + 1, p - 1, (1 << 30) - 1, 0, (1 << 30) + 7], "<u4")  # 30 bits of the last: 7
+    monkeypatch.setattr(draw, "_bytes", lambda count: np.resize(words, 700).view(np.uint8))
+    assert draw.uniform(8, p).tolist() == [5, p - 1, 0, 7] * 2
+    octets = np.array([255, 1, 255, 254, 0], np.uint8)  # 255 = 3 x 85: bytes below it are 85 of each
+    monkeypatch.setattr(draw, "_bytes", lambda count: np.resize(octets, 500))
+    assert draw.ternary(6).tolist() == [0, 1, -1] * 2
+    every = np.arange(255, dtype=np.uint8)
+    monkeypatch.setattr(draw, "_bytes", lambda count: every)
     assert np.bincount(draw.ternary(255) + 1).tolist() == [85, 85, 85]
 
 
