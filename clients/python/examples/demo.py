@@ -163,8 +163,8 @@ def main() -> int:
     photographs = sum(len(person.photographs) for person in people)
     console.print(
         f"[bold]edge[/]     saw {photographs} photographs and their embeddings, in memory only\n"
-        f"[bold]compute[/]  saw {templates} templates and {len(rows)} probes as ciphertexts of 61,440 bytes, opaque ids,\n"
-        "         and whom a verification claimed; no face, score or decision\n"
+        f"[bold]compute[/]  saw {templates} templates and {len(rows)} probes as ciphertexts of 61,440 bytes,\n"
+        "         opaque ids, and whom a verification claimed; no face, score or decision\n"
         f"[bold]keys[/]     saw {len(rows)} signed requests, encrypted scores and slot numbers; no template, no id"
     )
     console.print(f"{len(rows) - wrong} of {len(rows)} decisions right")

@@ -336,6 +336,7 @@ class AsyncGallery:
         self._encryptor: Encryptor = client.scheme.encryptor(self.layout, public_key)
         self._encrypting = asyncio.Lock()  # SEAL objects are for one thread at a time
         self._slots = SlotTable(gallery.name, client.enrollment)
+        self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
         self._judge: LocalJudge | None = None
 
     @property
@@ -550,7 +551,7 @@ class AsyncGallery:
             return await asyncio.to_thread(encrypt, embedding)
 
     async def _update_slots(self) -> None:
-        with translated("enrollment"):
+        async with self._updating, translated("enrollment"):
             await self._slots.update(self._client.timeout_s)
 
     def _probe(self, ciphertext: bytes) -> matching.Probe:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sealface_protos.keys.v1 import decision_pb2
 
-from sealface.cipher.distance import distances
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Opener, Scheme
 from sealface.errors import NotFound
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import Policy
+from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import write_private
 
@@ -73,14 +73,10 @@ class LocalJudge:
         Raises:
             DecisionNotGenuine: the results were made with another key, or are not what they claim.
         """
-        opened = self._opener.open([result.ciphertext for result in results])
-        if any(len(result.slots) != self._layout.capacity for result in results) or not self._opener.genuine(
-            opened.checks
-        ):
-            raise DecisionNotGenuine("the scores are not genuine: encrypt under the gallery's key and ask again")
-        slots = np.array([result.slots for result in results], np.int64).reshape(opened.scores.shape)
-        scored = slots > 0
-        return slots[scored], distances(opened.scores[scored], self._layout.metric, self._layout.largest_norm)
+        try:
+            return open_results(self._opener, self._layout, [Result(item.ciphertext, item.slots) for item in results])
+        except (ScoresNotGenuine, ScoresMisplaced) as error:
+            raise DecisionNotGenuine(error.message) from None
 
     def verify(self, results: Sequence[decision_pb2.ScoreResult], claimed: Sequence[int]) -> Decision:
         """See `protocol.decision.verify`.

@@ -29,6 +29,7 @@ class SlotTable:
     async def update(self, timeout_s: float) -> None:
         """Fetch what changed since the last time."""
         request = messages.ListSlotChangesRequest(gallery=self._gallery, since_epoch=self.epoch)
+        epoch = self.epoch
         async for part in self._stub.ListSlotChanges(request, timeout=timeout_s):
             if part.reset:
                 self._subjects.clear()
@@ -40,7 +41,8 @@ class SlotTable:
                 if change.subject:
                     self._subjects[change.slot] = change.subject
                     self._slots[change.subject].add(change.slot)
-            self.epoch = part.layout_epoch
+            epoch = part.layout_epoch
+        self.epoch = epoch  # only now: a stream that breaks off is asked for again from the old one
 
     def subject(self, slot: int) -> str | None:
         """Whose slot it is; None if nobody's any more."""

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher.distance import Metric
+from sealface.cipher.distance import Metric, distances
 from sealface.cipher.parameters import ParameterSet, for_dimension, parameter_set
 from sealface.errors import InvalidInput
 
@@ -170,6 +170,17 @@ class Layout:
             norm[: self.capacity * self.stride : self.stride] = vector @ vector
             parts.append(self._plaintext(norm, scale * scale))
         return parts
+
+    def distances(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Distances for opened scores, elementwise; infinite where no pair of embeddings has such a score.
+
+        Whoever encrypts can make a vector longer than its embedding, and so nearer to everything. That is not seen
+        as long as its scores stay in range; beyond it (8 standard deviations of noise) they count as no match.
+        """
+        least, most = (-1.0, 1.0) if self.metric.normalised else (0.0, 4.0)
+        margin = 8 * self.noise
+        possible = (scores >= least - margin) & (scores <= most + margin)
+        return np.where(possible, distances(scores, self.metric, self.largest_norm), np.inf)
 
     @cached_property
     def noise(self) -> float:

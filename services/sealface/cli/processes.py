@@ -86,7 +86,10 @@ class LocalServices:
             "NUMBA_CACHE_DIR": str(zone / "numba"),
             "TMPDIR": str(zone / f"{service}-tmp"),
         }
-        with (zone / f"{service}.log").open("a") as log:
+        died = self._processes.pop(service, None)
+        if died is not None:
+            died.popen.communicate()
+        with open(zone / f"{service}.log", "a", opener=_private) as log:
             popen = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 command,
                 stdin=subprocess.DEVNULL,
@@ -96,7 +99,8 @@ class LocalServices:
                 env=environment,
                 start_new_session=True,
             )
-        return self._processes.setdefault(service, _Process(service, popen))
+        self._processes[service] = _Process(service, popen)
+        return self._processes[service]
 
     def _await(self, process: _Process) -> None:
         assert process.popen.stdout is not None  # noqa: S101 - it is a pipe
@@ -113,8 +117,6 @@ class LocalServices:
         while not stopping():
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
-                    process.popen.communicate()
-                    del self._processes[process.name]
                     restarted(process.name)
                     self.launch(process.name)
             time.sleep(0.2)
@@ -131,6 +133,10 @@ class LocalServices:
             except subprocess.TimeoutExpired:
                 process.popen.kill()
             process.popen.communicate()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _first_line(pipe: IO[str]) -> str:

@@ -62,7 +62,7 @@ def _serve_all(state: Path) -> None:
 
 
 def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
-    if service is not Service.KEYS and not keys:
+    if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
         fail("name the key service's address with --keys", Exit.USAGE)
     zone = state / ZONES[service]
     zone.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge
 
-            server = await build_edge(EdgeConfig(state, config))
+            server = await build_edge(EdgeConfig(state, config), scheme)
         await run(server, lambda address: print_json({"service": service.value, "address": address}))
 
     asyncio.run(main())

@@ -11,11 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-import numpy as np
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sealface.cipher.distance import distances
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput
 from sealface.keys import wrapping
@@ -23,6 +21,7 @@ from sealface.keys.callers import Callers, RequestExpired
 from sealface.keys.keyring import KeyClientHeld, KeyNotFound, Keyring
 from sealface.protocol import decision, names
 from sealface.protocol.decision import Decision
+from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
 from sealface.storage import keys as tables
 
 LARGEST_LIFETIME_S = 600
@@ -76,19 +75,6 @@ class Request:
             raise InvalidDecisionRequest(f"a verification claims 1 to {LARGEST_CLAIM} slots")
         if self.operation is Operation.IDENTIFY and not 1 <= self.max_candidates <= 10:
             raise InvalidDecisionRequest("max_candidates is 1 to 10")
-
-
-@dataclass(frozen=True)
-class Result:
-    """Encrypted scores of a group.
-
-    Attributes:
-        ciphertext: as `Evaluator.score` made it.
-        slots: the slot at each position, 0 where nothing was scored.
-    """
-
-    ciphertext: bytes
-    slots: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -149,25 +135,19 @@ class Judge:
             return Verdict(Refusal.KEY_VERSION, 0)
         version = key.policy.version
         try:
-            opened = opener.open([result.ciphertext for result in results])
+            slots, distances = open_results(opener, key.layout, results)
         except MalformedCiphertext:
             return Verdict(Refusal.MALFORMED, version)
-        if any(len(result.slots) != key.layout.capacity for result in results):
-            return Verdict(Refusal.SLOTS, version)
-        if not opener.genuine(opened.checks):
+        except ScoresNotGenuine:
             return Verdict(Refusal.NOT_GENUINE, version)
-        slots = np.array([result.slots for result in results], np.int64).reshape(opened.scores.shape)
-        scored = slots > 0
-        found = distances(opened.scores[scored], key.layout.metric, key.layout.largest_norm)
-        slots = slots[scored]
-        if np.unique(slots).size != slots.size:
+        except ScoresMisplaced:
             return Verdict(Refusal.SLOTS, version)
         if request.operation is Operation.IDENTIFY:
-            named = decision.identify(key.policy, slots, found, leads, request.max_candidates)
+            named = decision.identify(key.policy, slots, distances, leads, request.max_candidates)
             return Verdict(named, version)
         if not decision.exactly(slots, request.claimed_slots):
             return Verdict(Refusal.SLOTS, version)
-        return Verdict(decision.verify(key.policy, slots, found), version)
+        return Verdict(decision.verify(key.policy, slots, distances), version)
 
 
 def _identity(engine: sa.Engine, provider: wrapping.KeyEncryptionKey) -> Ed25519PrivateKey:

@@ -14,6 +14,7 @@ import grpc
 
 from sealface.errors import Unauthenticated
 from sealface.keys.callers import Callers
+from sealface.runtime.interceptors import parsed
 
 _SERVICE = "/sealface.keys.v1.KeyService/"
 _OPEN = frozenset(_SERVICE + method for method in ("GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide"))
@@ -44,7 +45,7 @@ class OperatorInterceptor(grpc.aio.ServerInterceptor):
         async def handle(raw: bytes, context: Any) -> Any:
             metadata = dict(context.invocation_metadata() or ())
             await asyncio.to_thread(self._authenticate, method, raw, metadata)
-            return await behaviour(parse(raw), context)
+            return await behaviour(parsed(parse, raw), context)
 
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=handler.response_serializer)
 
@@ -52,6 +53,7 @@ class OperatorInterceptor(grpc.aio.ServerInterceptor):
         try:
             caller, time_s = str(metadata["sealface-caller"]), int(metadata["sealface-time"])
             nonce, signature = metadata["sealface-nonce-bin"], metadata["sealface-signature-bin"]
-        except (KeyError, ValueError):
+            time_s.to_bytes(8, signed=True)  # what a signature covers
+        except (KeyError, ValueError, OverflowError):
             raise SignatureMissing("this method needs an operator's signature: call it with a credential") from None
         self._callers.authenticate_operator(caller, method, raw, time_s, nonce, signature)

@@ -11,9 +11,10 @@ from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_servi
 
 from sealface.errors import LimitExceeded
 from sealface.keys.callers import Caller, Callers, Role
-from sealface.keys.judge import InvalidDecisionRequest, Judge, Operation, Refusal, Request, Result, Verdict
+from sealface.keys.judge import InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, Keyring, version_name
 from sealface.protocol import convert, names, sealing
+from sealface.protocol.scores import Result
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_REQUEST_BYTES = 4096

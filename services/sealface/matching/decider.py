@@ -9,7 +9,8 @@ import grpc
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
 
 from sealface.errors import Unavailable
-from sealface.matching.matcher import Scores, Search
+from sealface.matching.matcher import Search
+from sealface.protocol.scores import Result
 from sealface.runtime.status import from_rpc_error
 
 RESULTS_A_MESSAGE = 32
@@ -66,14 +67,14 @@ async def result_messages(search: Search) -> AsyncIterator[list[decision_pb2.Sco
 
 def _take(search: Search) -> list[decision_pb2.ScoreResult]:
     part = []
-    for scores in search.scores:
-        part.append(_to_proto(scores))
+    for result in search.results:
+        part.append(_to_proto(result))
         if len(part) == RESULTS_A_MESSAGE:
             break
     return part
 
 
-def _to_proto(scores: Scores) -> decision_pb2.ScoreResult:
+def _to_proto(result: Result) -> decision_pb2.ScoreResult:
     return decision_pb2.ScoreResult(
-        shape=decision_pb2.RESULT_SHAPE_GROUP, ciphertext=scores.ciphertext, slots=scores.slots
+        shape=decision_pb2.RESULT_SHAPE_GROUP, ciphertext=result.ciphertext, slots=result.slots
     )

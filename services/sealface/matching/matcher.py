@@ -11,6 +11,7 @@ from itertools import islice
 from sealface.cipher.scheme import Evaluator, Scheme
 from sealface.errors import NotFound
 from sealface.matching.shard import Block, Shard
+from sealface.protocol.scores import Result
 from sealface.storage.evaluators import Evaluators, check_encryption
 from sealface.storage.galleries import Galleries, Gallery
 
@@ -29,14 +30,6 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Encrypted scores of a group: the result, and the slot at each position (0: none)."""
-
-    ciphertext: bytes
-    slots: list[int]
-
-
-@dataclass(frozen=True)
 class Search:
     """What was searched.
 
@@ -44,13 +37,13 @@ class Search:
         gallery: the gallery.
         epoch: the layout epoch.
         leads: slot -> first slot of its subject, for the slots of subjects with several templates.
-        scores: computed as they are taken.
+        results: computed as they are taken.
     """
 
     gallery: Gallery
     epoch: int
     leads: dict[int, int]
-    scores: Iterator[Scores]
+    results: Iterator[Result]
 
 
 class Matcher:
@@ -87,14 +80,14 @@ class Matcher:
             Block(evaluator.assemble(dict(enumerate(templates[slot] for slot in part))), dict(enumerate(part)))
             for part in _batched(sorted(templates), gallery.layout.capacity)
         ]
-        return Search(gallery, gallery.epoch, {}, _scores(gallery, evaluator, blocks, probe))
+        return Search(gallery, gallery.epoch, {}, _results(gallery, evaluator, blocks, probe))
 
     def identify(self, gallery_id: str, probe: Probe) -> Search:
         """Scores of all templates; errors as for `verify`."""
         gallery, evaluator = self._gallery(gallery_id, probe)
         snapshot = self._shard(gallery, evaluator).refresh()
-        scores = _scores(gallery, evaluator, snapshot.blocks.values(), probe)
-        return Search(gallery, snapshot.epoch, dict(snapshot.leads), scores)
+        results = _results(gallery, evaluator, snapshot.blocks.values(), probe)
+        return Search(gallery, snapshot.epoch, dict(snapshot.leads), results)
 
     def _gallery(self, gallery_id: str, probe: Probe) -> tuple[Gallery, Evaluator]:
         gallery = self._galleries.get(gallery_id)
@@ -112,15 +105,15 @@ class Matcher:
         return shard
 
 
-def _scores(gallery: Gallery, evaluator: Evaluator, blocks: Iterable[Block], probe: Probe) -> Iterator[Scores]:
+def _results(gallery: Gallery, evaluator: Evaluator, blocks: Iterable[Block], probe: Probe) -> Iterator[Result]:
     admitted = evaluator.admit_probe(probe.ciphertext)
 
-    def score() -> Iterator[Scores]:
+    def score() -> Iterator[Result]:
         for block in blocks:
             slots = [0] * gallery.layout.capacity
             for position, slot in block.slots.items():
                 slots[position] = slot
-            yield Scores(evaluator.score(block.group, admitted, block.slots), slots)
+            yield Result(evaluator.score(block.group, admitted, block.slots), slots)
 
     return score()
 

@@ -13,10 +13,26 @@ from typing import Any
 import grpc
 import structlog
 
-from sealface.errors import SealfaceError
+from sealface.errors import InvalidInput, SealfaceError
 from sealface.runtime.status import STATUS_DETAILS_KEY, InternalError, code_of, to_status
 
 _log = structlog.get_logger("sealface.rpc")
+
+
+class MalformedMessage(InvalidInput):
+    """The bytes of a request are no message of its method."""
+
+
+def parsed(parse: Callable[[bytes], Any] | None, data: bytes) -> Any:
+    """A request from its bytes; gRPC's own parsing would answer UNKNOWN and log a traceback.
+
+    Raises:
+        MalformedMessage: the bytes are no such message.
+    """
+    try:
+        return parse(data) if parse else data
+    except Exception:  # protobuf's DecodeError differs between its implementations
+        raise MalformedMessage("the request is no message of this method: build it from the contract") from None
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -39,18 +55,23 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             wrap = _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            wrap(getattr(handler, kind), method),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        parse = _parser(handler.request_deserializer, handler.request_streaming)
+        return make(wrap(getattr(handler, kind), method, parse), response_serializer=handler.response_serializer)
 
 
-def _unary(behaviour: Any, method: str) -> Any:
+def _parser(parse: Callable[[bytes], Any] | None, streaming: bool) -> Callable[[Any], Any]:
+    async def each(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield parsed(parse, message)
+
+    return each if streaming else lambda message: parsed(parse, message)
+
+
+def _unary(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         started = time.perf_counter()
         try:
-            response = await behaviour(request, context)
+            response = await behaviour(parse(request), context)
         except BaseException as error:
             await _fail(error, method, started, context)
             raise  # aborting has raised already, except on cancellation
@@ -60,11 +81,11 @@ def _unary(behaviour: Any, method: str) -> Any:
     return handle
 
 
-def _stream(behaviour: Any, method: str) -> Any:
+def _stream(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         started = time.perf_counter()
         try:
-            async for response in behaviour(request, context):
+            async for response in behaviour(parse(request), context):
                 yield response
         except BaseException as error:
             await _fail(error, method, started, context)
