@@ -551,8 +551,9 @@ class AsyncGallery:
             return await asyncio.to_thread(encrypt, embedding)
 
     async def _update_slots(self) -> None:
-        async with self._updating, translated("enrollment"):
-            await self._slots.update(self._client.timeout_s)
+        async with self._updating:
+            with translated("enrollment"):
+                await self._slots.update(self._client.timeout_s)
 
     def _probe(self, ciphertext: bytes) -> matching.Probe:
         return matching.Probe(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,12 @@ def _reported() -> Iterator[None]:
         fail(f"{error.message} [{error.reason}]", Exit.USAGE if local else Exit.FAILED)
     except KeyboardInterrupt:
         fail("interrupted")
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if os.environ.get("SEALFACE_DEBUG"):
+            raise
+        fail(f"{type(error).__name__}, which should not happen: set SEALFACE_DEBUG=1 and report what it prints")
 
 
 def reporting(command: Callable[_P, _T]) -> Callable[_P, _T]:
