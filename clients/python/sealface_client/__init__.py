@@ -15,9 +15,10 @@ from sealface.errors import SealfaceError
 from sealface.protocol.decision import Candidate
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
-from sealface_client.aio import AsyncClient, AsyncGallery
+from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError
+from sealface_client.gallery import AsyncGallery
 from sealface_client.results import Enrolled, Identification, Verification
 from sealface_client.sync import Client, Gallery
 

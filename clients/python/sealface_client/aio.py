@@ -5,48 +5,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
-from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
-from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
-from sealface_protos.matching.v1 import matching_service_pb2 as matching
-from sealface_protos.matching.v1 import matching_service_pb2_grpc
+from typing import Self
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.cipher.scheme import Ckks, Encryptor, Scheme
-from sealface.errors import InvalidInput, NotFound
+from sealface.cipher.scheme import Ckks, Scheme
+from sealface.errors import InvalidInput
 from sealface.protocol import convert, names
-from sealface.protocol.decision import Decision
 from sealface.protocol.policy import Policy
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
 from sealface.recognition import models
 from sealface_client.channels import OperatorSigner, open_channel
-from sealface_client.decisions import PendingDecision
 from sealface_client.endpoints import Endpoints
-from sealface_client.errors import ServiceError, from_status, translated
-from sealface_client.faces import Face, Faces, pipeline_of
-from sealface_client.held_keys import KeyFolder, LocalJudge
+from sealface_client.errors import translated
+from sealface_client.faces import Faces
+from sealface_client.gallery import AsyncGallery
+from sealface_client.held_keys import KeyFolder
 from sealface_client.policies import default_policy
-from sealface_client.results import Enrolled, Identification, Named, Verification
-from sealface_client.slots import SlotTable
+from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
+from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
+from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
+from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
-_T = TypeVar("_T")
-_ATTEMPTS = 4
 DEADLINE_S = 60.0
-
-
-class SubjectNotFound(NotFound):
-    """The gallery has no such subject."""
 
 
 class CredentialMissing(InvalidInput):
@@ -321,285 +305,3 @@ class AsyncClient:
                 )
             self._verifying_key = identity.verifying_key
         return self._verifying_key
-
-
-class AsyncGallery:
-    """One gallery; made by `AsyncClient.gallery` and `create_gallery`."""
-
-    def __init__(self, client: AsyncClient, gallery: gallery_pb2.Gallery, key: key_pb2.Key, public_key: bytes) -> None:
-        self.info = gallery
-        self.policy = convert.policy_from_proto(key.policy)
-        self.layout = convert.layout_from_proto(gallery.parameter_set, gallery.score_format)
-        self.managed = gallery.custody == key_pb2.CUSTODY_MANAGED
-        self._client = client
-        self._pipeline = pipeline_of(gallery.recognition)
-        self._encryptor: Encryptor = client.scheme.encryptor(self.layout, public_key)
-        self._encrypting = asyncio.Lock()  # SEAL objects are for one thread at a time
-        self._slots = SlotTable(gallery.name, client.enrollment)
-        self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
-        self._judge: LocalJudge | None = None
-
-    @property
-    def id(self) -> str:
-        """The gallery's id."""
-        return self.info.name.removeprefix("galleries/")
-
-    async def warm(self) -> None:
-        """Load the recognition model now rather than at the first face."""
-        await asyncio.to_thread(self._client.faces.embedder(self._pipeline).warm)
-
-    async def embed(self, face: Face) -> NDArray[np.float64]:
-        """The embedding (d,) of a face, by the gallery's model."""
-        return await self._client.faces.embed(face, self._pipeline)
-
-    async def enroll(self, subject: str, face: Face, *, request_id: str | None = None) -> Enrolled:
-        """Add a template to a subject, who is made if new.
-
-        Args:
-            subject: an opaque id of yours, 1 to 64 of [A-Za-z0-9._-].
-            face: a path, a picture's bytes, or an embedding.
-            request_id: give the same one when you repeat a call that may have succeeded.
-
-        Raises:
-            ServiceError, SealfaceError: what is wrong.
-        """
-        request = await self._enroll_request(subject, face, request_id)
-        with translated("enrollment"):
-            response = await self._client.enrollment.Enroll(request, timeout=self._client.timeout_s)
-        return Enrolled(response.template.name, response.template.slot, request.ByteSize())
-
-    async def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> AsyncIterator[Enrolled | ServiceError]:
-        """Enrol many; yields a result for each, in order."""
-        sizes: list[int] = []
-
-        async def requests() -> AsyncIterator[enrollment.BatchEnrollRequest]:
-            for subject, face in faces:
-                request = await self._enroll_request(subject, face, None)
-                sizes.append(request.ByteSize())
-                yield enrollment.BatchEnrollRequest(request=request)
-
-        with translated("enrollment"):
-            done = 0
-            async for response in self._client.enrollment.BatchEnroll(requests()):
-                if response.HasField("error"):
-                    yield from_status(response.error)
-                else:
-                    template = response.enrolled.template
-                    yield Enrolled(template.name, template.slot, sizes[done])
-                done += 1
-
-    async def _enroll_request(self, subject: str, face: Face, request_id: str | None) -> enrollment.EnrollRequest:
-        names.check_opaque(subject, "subject")
-        return enrollment.EnrollRequest(
-            gallery=self.info.name,
-            subject_id=subject,
-            ciphertext=await self._encrypt(self._encryptor.template, await self.embed(face)),
-            key_version=self.info.key_version,
-            parameter_set=self.info.parameter_set,
-            request_id=request_id or uuid.uuid4().hex,
-        )
-
-    async def verify(self, subject: str, face: Face) -> Verification:
-        """Whether a face is a subject's.
-
-        Raises:
-            SubjectNotFound: the gallery has no such subject.
-            ServiceError, SealfaceError: what else is wrong.
-        """
-        embedding = await self.embed(face)
-        started = time.perf_counter()
-        sent = 0
-
-        async def attempt() -> Decision:
-            nonlocal sent
-            claimed = self._slots.slots(subject)
-            if not claimed:
-                await self._update_slots()
-                claimed = self._slots.slots(subject)
-            if not claimed:
-                raise SubjectNotFound("the gallery has no such subject: list its subjects, or enrol it")
-            probe = await self._encrypt(self._encryptor.probe, embedding)
-            pending = self._ask(probe, claimed_slots=claimed)
-            request = matching.VerifyRequest(
-                gallery=self.info.name,
-                probe=self._probe(probe),
-                claimed_slots=claimed,
-                decision_request=pending.signed if pending else None,
-            )
-            sent += request.ByteSize()
-            with translated("matching"):
-                response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
-            if pending:
-                decision, _ = pending.read(response.decision, await self._client.verifying_key())
-            else:
-                decision = self._local_judge().verify(response.scores.results, claimed)
-            if response.layout_epoch != self._slots.epoch:
-                await self._update_slots()
-                if not decision.candidates and self._slots.slots(subject) != claimed:
-                    return await attempt()  # the subject has gained a template since
-            return decision
-
-        decision = await self._insist(attempt)
-        nearest = decision.candidates[0] if decision.candidates else None
-        distance = nearest.distance if nearest else decision.distance
-        return Verification(
-            match=nearest is not None,
-            distance=distance,
-            confidence=self._confidence(distance),
-            ms=(time.perf_counter() - started) * 1e3,
-            bytes_sent=sent,
-        )
-
-    async def identify(self, face: Face, most: int | None = None) -> Identification:
-        """Who in the gallery a face is; nobody is an answer.
-
-        Args:
-            face: a path, a picture's bytes, or an embedding.
-            most: most subjects to name, 1 to 10; default and bound the policy's.
-
-        Raises:
-            ServiceError, SealfaceError: what is wrong.
-        """
-        embedding = await self.embed(face)
-        started = time.perf_counter()
-        most = min(most or self.policy.max_candidates, self.policy.max_candidates)
-        sent = 0
-
-        async def attempt() -> tuple[Decision, float]:
-            nonlocal sent
-            probe = await self._encrypt(self._encryptor.probe, embedding)
-            pending = self._ask(probe, max_candidates=most)
-            request = matching.IdentifyRequest(
-                gallery=self.info.name,
-                probe=self._probe(probe),
-                decision_request=pending.signed if pending else None,
-                request_id=uuid.uuid4().hex,
-            )
-            sent += request.ByteSize()
-            results: list[decision_pb2.ScoreResult] = []
-            leads: dict[int, int] = {}
-            sealed, epoch, searched = None, 0, 0.0
-            with translated("matching"):
-                async for part in self._client.matching.Identify(request, timeout=self._client.timeout_s):
-                    epoch, searched = part.layout_epoch, part.share_searched
-                    if part.HasField("decision"):
-                        sealed = part.decision
-                    results.extend(part.scores.results)
-                    leads.update((link.slot, link.lead) for link in part.scores.links)
-            # whatever the answer, so that asking tells compute nothing of it
-            if epoch != self._slots.epoch:
-                await self._update_slots()
-            if pending is None:
-                return self._local_judge().identify(results, leads, most), searched
-            if sealed is None:
-                raise DecisionNotGenuine("the matching service sent no decision: ask again")
-            return pending.read(sealed, await self._client.verifying_key())
-
-        decision, searched = await self._insist(attempt)
-        named = [(self._slots.subject(c.slot), c.distance) for c in decision.candidates]
-        return Identification(
-            # a subject erased since the search is nobody
-            candidates=tuple(Named(who, d, self._confidence(d)) for who, d in named if who is not None),
-            searched=searched,
-            ms=(time.perf_counter() - started) * 1e3,
-            bytes_sent=sent,
-        )
-
-    async def distance(self, subject: str, face: Face) -> float:
-        """Exact distance to a subject's nearest template; for the holder of the key alone.
-
-        Raises:
-            SubjectNotFound: the gallery has no such subject.
-            SecretKeyMissing: the key is not held here.
-        """
-        judge = self._local_judge()
-        if not self._slots.slots(subject):
-            await self._update_slots()
-        claimed = self._slots.slots(subject)
-        if not claimed:
-            raise SubjectNotFound("the gallery has no such subject: list its subjects, or enrol it")
-        probe = await self._encrypt(self._encryptor.probe, await self.embed(face))
-        request = matching.VerifyRequest(gallery=self.info.name, probe=self._probe(probe), claimed_slots=claimed)
-        with translated("matching"):
-            response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
-        return float(judge.distances(response.scores.results)[1].min())
-
-    async def subjects(self) -> list[gallery_pb2.Subject]:
-        """All subjects, by id."""
-        found: list[gallery_pb2.Subject] = []
-        token = ""
-        while True:
-            request = enrollment.ListSubjectsRequest(parent=self.info.name, page_size=1000, page_token=token)
-            with translated("enrollment"):
-                page = await self._client.enrollment.ListSubjects(request, timeout=self._client.timeout_s)
-            found += page.subjects
-            token = page.next_page_token
-            if not token:
-                return found
-
-    async def erase(self, subject: str) -> int:
-        """Erase a subject: no search finds it from now on; returns how many templates it had."""
-        names.check_opaque(subject, "subject")
-        request = enrollment.EraseSubjectRequest(name=f"{self.info.name}/subjects/{subject}")
-        with translated("enrollment"):
-            response = await self._client.enrollment.EraseSubject(request, timeout=self._client.timeout_s)
-        await self._update_slots()
-        return response.templates
-
-    async def _encrypt(self, encrypt: Callable[[NDArray[np.float64]], bytes], embedding: NDArray[np.float64]) -> bytes:
-        async with self._encrypting:
-            return await asyncio.to_thread(encrypt, embedding)
-
-    async def _update_slots(self) -> None:
-        async with self._updating:
-            with translated("enrollment"):
-                await self._slots.update(self._client.timeout_s)
-
-    def _probe(self, ciphertext: bytes) -> matching.Probe:
-        return matching.Probe(
-            ciphertext=ciphertext, key_version=self.info.key_version, parameter_set=self.info.parameter_set
-        )
-
-    def _ask(
-        self, probe: bytes, claimed_slots: list[int] | None = None, max_candidates: int = 0
-    ) -> PendingDecision | None:
-        if not self.managed:
-            return None
-        return PendingDecision.ask(
-            self._client.credential,
-            gallery=self.info.name,
-            key_version=self.info.key_version,
-            probe=probe,
-            claimed_slots=claimed_slots or (),
-            max_candidates=max_candidates,
-        )
-
-    def _local_judge(self) -> LocalJudge:
-        if self._judge is None:
-            secret = self._client.key_folder.load(self.info.key_version)
-            self._judge = LocalJudge(self._client.scheme, self.layout, secret, self.policy)
-        return self._judge
-
-    def _confidence(self, distance: float | None) -> float | None:
-        if distance is None:
-            return None
-        return models.confidence(
-            self._pipeline.model, self.layout.metric.value, distance, self.policy.verification_threshold
-        )
-
-    async def _insist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Repeat an attempt that failed for a while, each with a probe and a nonce of its own."""
-        for retry in range(_ATTEMPTS):
-            try:
-                return await attempt()
-            except ServiceError as error:
-                stale = error.reason == "SLOT_NOT_FOUND"
-                if retry == _ATTEMPTS - 1 or not (
-                    stale or error.reason == "KEY_SERVICE_UNAVAILABLE" or error.retryable
-                ):
-                    raise
-                if stale:
-                    await self._update_slots()
-                else:
-                    await asyncio.sleep(0.2 * 2**retry)
-        raise AssertionError("unreachable")

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
-from sealface_protos.keys.v1 import decision_pb2
 
 from sealface.errors import WrongState
 from sealface.protocol import sealing
 from sealface.protocol.decision import Candidate, Decision
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
+from sealface_protos.keys.v1 import decision_pb2
 
 _LIFETIME_S = 120
 _REFUSALS = {

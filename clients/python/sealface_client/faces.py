@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sealface_protos.enrollment.v1 import gallery_pb2
 
 from sealface.errors import InvalidInput
 from sealface.recognition import Embedder, FaceRule, Pipeline
+from sealface_protos.enrollment.v1 import gallery_pb2
 
 Face = str | Path | bytes | NDArray[np.floating]
 """A path, an encoded picture, or an embedding (d,)."""

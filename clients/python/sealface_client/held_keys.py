@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sealface_protos.keys.v1 import decision_pb2
 
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Opener, Scheme
@@ -18,6 +17,7 @@ from sealface.protocol.policy import Policy
 from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import write_private
+from sealface_protos.keys.v1 import decision_pb2
 
 
 class SecretKeyMissing(NotFound):

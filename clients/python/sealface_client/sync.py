@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sealface_protos.enrollment.v1 import gallery_pb2
-from sealface_protos.keys.v1 import key_pb2
 
 from sealface.cipher.scheme import Scheme
+from sealface.errors import SealfaceError
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
-from sealface_client.aio import AsyncClient, AsyncGallery
+from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError
 from sealface_client.faces import Face
+from sealface_client.gallery import AsyncGallery
 from sealface_client.results import Enrolled, Identification, Verification
+from sealface_protos.enrollment.v1 import gallery_pb2
+from sealface_protos.keys.v1 import key_pb2
 
 _T = TypeVar("_T")
 
@@ -36,6 +38,15 @@ class _Loop:
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def each(self, items: AsyncIterator[_T]) -> Iterator[_T]:
+        async def take() -> tuple[_T] | None:
+            async for item in items:
+                return (item,)
+            return None
+
+        while taken := self.run(take()):
+            yield taken[0]
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -159,13 +170,7 @@ class Gallery:
 
     def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> Iterator[Enrolled | ServiceError]:
         """See `AsyncGallery.enroll_many`."""
-        results = self._gallery.enroll_many(faces)
-
-        async def take() -> Enrolled | ServiceError | None:
-            return await anext(results, None)
-
-        while (result := self._loop.run(take())) is not None:
-            yield result
+        yield from self._loop.each(self._gallery.enroll_many(faces))
 
     def verify(self, subject: str, face: Face) -> Verification:
         """See `AsyncGallery.verify`."""
@@ -174,6 +179,10 @@ class Gallery:
     def identify(self, face: Face, most: int | None = None) -> Identification:
         """See `AsyncGallery.identify`."""
         return self._loop.run(self._gallery.identify(face, most))
+
+    def identify_many(self, faces: Iterable[Face], most: int | None = None) -> Iterator[Identification | SealfaceError]:
+        """See `AsyncGallery.identify_many`."""
+        yield from self._loop.each(self._gallery.identify_many(faces, most))
 
     def distance(self, subject: str, face: Face) -> float:
         """See `AsyncGallery.distance`."""
