@@ -76,6 +76,8 @@ def open_channel(address: str, signer: OperatorSigner | None = None) -> grpc.aio
             ("grpc.max_receive_message_length", MESSAGE_LIMIT),
             ("grpc.max_send_message_length", MESSAGE_LIMIT),
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),  # else a service that was away stays so for up to two minutes
         ],
         interceptors=[signer] if signer else None,
     )

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from sealface.errors import SealfaceError
 
-_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED})
+_RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED})
 
 
 class ServiceError(SealfaceError):

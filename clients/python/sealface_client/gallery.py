@@ -6,9 +6,9 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from sealface_client.aio import AsyncClient
 
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Message = TypeVar("_Message")
+_Note = TypeVar("_Note")
 _ATTEMPTS = 4
 
 
@@ -61,6 +64,50 @@ class _Search:
             self.sealed = part.decision
         self.results.extend(part.scores.results)
         self.leads.update((link.slot, link.lead) for link in part.scores.links)
+
+
+class _Outgoing(Generic[_Item, _Message, _Note]):
+    """Messages of a streaming call, made of items; one that cannot be made takes its place among the answers.
+
+    gRPC would cancel the call for an exception, and not say which.
+    """
+
+    def __init__(self, items: Iterable[_Item], make: Callable[[_Item], Awaitable[tuple[_Message, _Note]]]) -> None:
+        self._items = items
+        self._make = make
+        self._order: deque[SealfaceError | tuple[_Note]] = deque()
+        self._broken: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[_Message]:
+        try:
+            for item in self._items:
+                try:
+                    message, note = await self._make(item)
+                except SealfaceError as error:
+                    self._order.append(error)
+                    continue
+                self._order.append((note,))
+                yield message
+        except Exception as error:  # of the caller's own iterable: raised by `close`
+            self._broken = error
+
+    def failed(self) -> Iterator[SealfaceError]:
+        """What went wrong with the items before the one that is answered next."""
+        while self._order and isinstance(error := self._order[0], SealfaceError):
+            self._order.popleft()
+            yield error
+
+    def take(self) -> _Note:
+        """The note of the item that is answered now."""
+        item = self._order.popleft()
+        if isinstance(item, SealfaceError):
+            raise AssertionError("take what failed first")
+        return item[0]
+
+    def close(self) -> None:
+        """Raise what ended the items early."""
+        if self._broken is not None:
+            raise self._broken
 
 
 class AsyncGallery:
@@ -108,25 +155,27 @@ class AsyncGallery:
             response = await self._client.enrollment.Enroll(request, timeout=self._client.timeout_s)
         return Enrolled(response.template.name, response.template.slot, request.ByteSize())
 
-    async def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> AsyncIterator[Enrolled | ServiceError]:
-        """Enrol many; yields a result for each, in order."""
-        sizes: list[int] = []
+    async def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> AsyncIterator[Enrolled | SealfaceError]:
+        """Enrol many in one call; yields a result, or what went wrong, for each, in order."""
 
-        async def requests() -> AsyncIterator[enrollment.BatchEnrollRequest]:
-            for subject, face in faces:
-                request = await self._enroll_request(subject, face, None)
-                sizes.append(request.ByteSize())
-                yield enrollment.BatchEnrollRequest(request=request)
+        async def make(item: tuple[str, Face]) -> tuple[enrollment.BatchEnrollRequest, int]:
+            request = await self._enroll_request(*item, None)
+            return enrollment.BatchEnrollRequest(request=request), request.ByteSize()
 
+        outgoing = _Outgoing(faces, make)
         with translated("enrollment"):
-            done = 0
-            async for response in self._client.enrollment.BatchEnroll(requests()):
+            async for response in self._client.enrollment.BatchEnroll(outgoing):
+                for error in outgoing.failed():
+                    yield error
+                size = outgoing.take()
                 if response.HasField("error"):
                     yield from_status(response.error)
                 else:
                     template = response.enrolled.template
-                    yield Enrolled(template.name, template.slot, sizes[done])
-                done += 1
+                    yield Enrolled(template.name, template.slot, size)
+        for error in outgoing.failed():
+            yield error
+        outgoing.close()
 
     async def _enroll_request(self, subject: str, face: Face, request_id: str | None) -> enrollment.EnrollRequest:
         names.check_opaque(subject, "subject")
@@ -223,24 +272,27 @@ class AsyncGallery:
 
         Nothing is tried again; the time of a result runs from its own encryption.
         """
-        asked: deque[tuple[_Search, float]] = deque()
 
-        async def requests() -> AsyncIterator[matching.BatchIdentifyRequest]:
-            for face in faces:
-                embedding = await self.embed(face)
-                started = time.perf_counter()
-                search = await self._search(embedding, most)
-                asked.append((search, started))
-                yield matching.BatchIdentifyRequest(request=search.request)
+        async def make(face: Face) -> tuple[matching.BatchIdentifyRequest, tuple[_Search, float]]:
+            embedding = await self.embed(face)
+            started = time.perf_counter()
+            search = await self._search(embedding, most)
+            return matching.BatchIdentifyRequest(request=search.request), (search, started)
 
+        outgoing = _Outgoing(faces, make)
+        parts: list[matching.IdentifyResponse] = []
         with translated("matching"):
-            async for response in self._client.matching.BatchIdentify(requests()):
-                search, started = asked[0]
+            async for response in self._client.matching.BatchIdentify(outgoing):
                 if response.HasField("response"):
-                    search.take(response.response)
+                    parts.append(response.response)
                 if not response.last:
                     continue
-                asked.popleft()
+                for error in outgoing.failed():
+                    yield error
+                search, started = outgoing.take()
+                for part in parts:
+                    search.take(part)
+                parts.clear()
                 if response.HasField("error"):
                     yield from_status(response.error)
                     continue
@@ -251,6 +303,9 @@ class AsyncGallery:
                     continue
                 ms = (time.perf_counter() - started) * 1e3
                 yield self._identification(decision, searched, ms, search.request.ByteSize())
+        for error in outgoing.failed():
+            yield error
+        outgoing.close()
 
     async def distance(self, subject: str, face: Face) -> float:
         """Exact distance to a subject's nearest template; for the holder of the key alone.

@@ -18,7 +18,6 @@ from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
 from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
-from sealface_client.errors import ServiceError
 from sealface_client.faces import Face
 from sealface_client.gallery import AsyncGallery
 from sealface_client.results import Enrolled, Identification, Verification
@@ -168,7 +167,7 @@ class Gallery:
         """See `AsyncGallery.enroll`."""
         return self._loop.run(self._gallery.enroll(subject, face, request_id=request_id))
 
-    def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> Iterator[Enrolled | ServiceError]:
+    def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> Iterator[Enrolled | SealfaceError]:
         """See `AsyncGallery.enroll_many`."""
         yield from self._loop.each(self._gallery.enroll_many(faces))
 

@@ -33,6 +33,7 @@ def serve(
     state: Annotated[Path, typer.Option(envvar="SEALFACE_STATE", help="State folder.")] = Path(".state"),
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
     keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
+    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest picture that `edge` takes.")] = 12.0,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
 ) -> None:
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
@@ -40,7 +41,7 @@ def serve(
     if service is None:
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys)
+        _serve_one(service, state, listen, keys, max_megapixels)
 
 
 def _serve_all(state: Path) -> None:
@@ -61,7 +62,7 @@ def _serve_all(state: Path) -> None:
         services.stop()
 
 
-def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
+def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapixels: float) -> None:
     if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
         fail("name the key service's address with --keys", Exit.USAGE)
     zone = state / ZONES[service]
@@ -82,6 +83,7 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
         from sealface.recognition.weights import weights_folder
 
         readable = [weights_folder(), state / "services.json"]
+        readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
     confined = confine(_PACKAGES, [zone], readable)
 
     from sealface.runtime.server import Server, ServerConfig, announce, run
@@ -114,8 +116,10 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str) -> None:
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge
+            from sealface.recognition import Limits
 
-            server = await build_edge(EdgeConfig(state, config), scheme)
+            limits = Limits(max_pixels=int(max_megapixels * 1e6))
+            server = await build_edge(EdgeConfig(state, config, limits), scheme)
         await run(server, lambda address: print_json({"service": service.value, "address": address}))
 
     asyncio.run(main())

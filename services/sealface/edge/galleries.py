@@ -8,12 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sealface_protos.enrollment.v1 import gallery_pb2
-
 from sealface.edge.client import EdgeClient
 from sealface.errors import SealfaceError, WrongState
 from sealface.protocol.policy import Policy
 from sealface_client import AsyncGallery
+from sealface_protos.enrollment.v1 import gallery_pb2
 
 _T = TypeVar("_T")
 # What the services, and the check of a decision, say of a call made for a gallery or key that is another by now.

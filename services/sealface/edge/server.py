@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
-from sealface_protos.edge.v1 import edge_service_pb2, edge_service_pb2_grpc
-from sealface_protos.enrollment.v1 import gallery_pb2
 
 from sealface.cipher.scheme import Scheme
 from sealface.edge.client import EdgeClient
@@ -20,6 +18,8 @@ from sealface.recognition import Limits, Pipeline
 from sealface.runtime.server import Server, ServerConfig
 from sealface_client import Endpoints, ServiceError
 from sealface_client.faces import pipeline_of
+from sealface_protos.edge.v1 import edge_service_pb2, edge_service_pb2_grpc
+from sealface_protos.enrollment.v1 import gallery_pb2
 
 SERVICE = edge_service_pb2.DESCRIPTOR.services_by_name["EdgeService"].full_name
 _MARGIN_BYTES = 1 << 20  # for the rest of a message, and to tell of a picture that is somewhat too large

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from sealface_protos.edge.v1 import edge_service_pb2 as messages
-from sealface_protos.edge.v1 import edge_service_pb2_grpc
 
 from sealface.edge.client import passed_on, time_limit
 from sealface.edge.galleries import OpenGalleries
@@ -17,6 +15,8 @@ from sealface.errors import InvalidInput
 from sealface.protocol import convert, names
 from sealface.protocol.policy import LARGEST_MAX_CANDIDATES
 from sealface_client import AsyncGallery
+from sealface_protos.edge.v1 import edge_service_pb2 as messages
+from sealface_protos.edge.v1 import edge_service_pb2_grpc
 
 _T = TypeVar("_T")
 
