@@ -58,13 +58,13 @@ class Opener:
         layout = self._layout
         parameters = layout.parameters
         p, dropped = parameters.data_primes
-        prime = np.uint64(p)
         scale = parameters.scale**2 / dropped
         values = np.empty((len(results), layout.positions))
         for row, data in zip(values, results, strict=True):
             c = unpack(data, RESULT_POLYNOMIALS, parameters.degree, (p,))[:, 0]
-            phase = (c[0] + c[1] * self._s % prime + c[2] * self._s2 % prime) % prime
-            coefficients = kernels.intt(phase, p)[:: layout.stride].astype(np.int64)
+            phase = kernels.multiply_add(c[1:2], self._s[None], c[:1], (p,))
+            phase = kernels.multiply_add(c[2:], self._s2[None], phase, (p,))
+            coefficients = kernels.intt(phase[0], p)[:: layout.stride].astype(np.int64)
             row[:] = np.where(coefficients > p // 2, coefficients - p, coefficients) / scale
         return Opened(values[:, : layout.capacity], values[:, layout.capacity :])
 

@@ -17,7 +17,6 @@ from sealface.cipher import kernels, opening, seal, tail, wire
 from sealface.cipher.layout import Layout
 from sealface.cipher.opening import Opened
 from sealface.cipher.parameters import ParameterSet, parameter_sets
-from sealface.cipher.ring import integers_to_ntt
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,10 @@ class _CkksEncryptor:
 
     def _encrypt(self, plaintexts: list[Any]) -> bytes:
         primes = self._layout.parameters.data_primes
-        return b"".join(
-            wire.pack(self._seal.encrypt(integers_to_ntt(p.coefficients, primes), p.scale), primes) for p in plaintexts
-        )
+        residues = [kernels.integers_to_ntt(plaintext.coefficients, primes) for plaintext in plaintexts]
+        scales = [plaintext.scale for plaintext in plaintexts]
+        encrypted = map(self._seal.encrypt, residues, scales)
+        return b"".join(wire.pack(ciphertext, primes) for ciphertext in encrypted)
 
 
 class Ckks:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sealface.cipher import kernels
 from sealface.cipher.layout import Layout
@@ -75,6 +76,13 @@ def transparent(residues: Residues) -> bool:
     return bool((np.count_nonzero(residues == 0, axis=-1) > 8).any())
 
 
+def _add(x: Residues, y: Residues, moduli: Residues) -> Residues:
+    """The sum of residues; total - moduli wraps round to something huge where it would be negative."""
+    total: Residues = x + y
+    reduced: Residues = np.minimum(total, total - moduli)
+    return reduced
+
+
 @lru_cache(maxsize=512)
 def _monomial(exponent: int, degree: int, primes: tuple[int, ...]) -> Residues:
     coefficients = np.zeros(degree, np.uint64)
@@ -94,7 +102,7 @@ class Evaluator:
         self._layout = layout
         self._primes = layout.parameters.data_primes
         self._moduli = np.array(self._primes, np.uint64)[:, None]
-        self._b, self._a = public[:, : len(self._primes)]
+        self._key = np.ascontiguousarray(public[:, : len(self._primes)])
 
     def admit(self, template: bytes) -> bytes:
         """A template as it may be stored: validated and randomised again, its sender's choices gone.
@@ -121,9 +129,11 @@ class Evaluator:
         for position, template in templates.items():
             if not 0 <= position < layout.capacity:
                 raise ValueError(f"position {position} is outside a group of {layout.capacity}")
+            parsed = parse(template, layout)
             shift = _monomial(position * layout.stride, n, self._primes)
-            total += parse(template, layout) * shift % self._moduli
-        return Group(total % self._moduli)
+            for polynomial, sums in zip(parsed.reshape(-1, *shift.shape), total.reshape(-1, *shift.shape), strict=True):
+                sums[:] = kernels.multiply_add(polynomial, shift, sums, self._primes)
+        return Group(total)
 
     def score(self, group: Group, probe: Probe, positions: Collection[int]) -> bytes:
         """The scores of a group at some positions, as a result that tells its opener nothing else.
@@ -137,38 +147,37 @@ class Evaluator:
         product = kernels.multiply(group.residues[0], probe.residues[0], self._primes)
         if layout.parts == 2:
             product[:2] += group.residues[1] + probe.residues[1]
-        result = self._switch((product + self._zero()) % self._moduli)
+            product %= self._moduli
+        result = self._switch(_add(product, self._zero(), self._moduli))
         kept = [*positions, *range(layout.capacity, layout.positions)]
-        result[0] = (result[0] + self._mask(kept)) % self._moduli[0]
+        result[0] = _add(result[0], self._mask(kept), self._moduli[0])
         return pack(result[:, None, :], self._primes[:1])
 
-    def _transform(self, coefficients: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Residues:
-        return np.stack([kernels.ntt((coefficients % p).astype(np.uint64), p) for p in self._primes])
+    def _transform(self, coefficients: NDArray[np.int64]) -> Residues:
+        return np.stack([kernels.ntt(coefficients, p) for p in self._primes], axis=-2)
 
     def _randomise(self, residues: Residues) -> Residues:
         n = self._layout.parameters.degree
-        out = residues.copy()
-        for part in out:
+        out = np.empty_like(residues)
+        for part, randomised in zip(residues, out, strict=True):
             draw = Randomness()
-            u = self._transform(draw.ternary(n))
-            part[0] = (part[0] + self._b * u + self._transform(draw.error(n))) % self._moduli
-            part[1] = (part[1] + self._a * u + self._transform(draw.error(n))) % self._moduli
+            drawn = self._transform(np.stack([draw.ternary(n), draw.error(n), draw.error(n)]))
+            sums = _add(part, drawn[1:], self._moduli)
+            for key, polynomial, added in zip(self._key, sums, randomised, strict=True):
+                added[:] = kernels.multiply_add(key, drawn[0], polynomial, self._primes)
         return out
 
     def _zero(self) -> Residues:
         n = self._layout.parameters.degree
         draw = Randomness()
-        x, y = self._transform(draw.ternary(n)), self._transform(draw.ternary(n))
-        e0, e1, e2 = (self._transform(draw.error(n)) for _ in range(3))
-        return np.stack([self._b * x + e0, self._a * x + self._b * y + e1, self._a * y + e2]) % self._moduli
+        secrets = [draw.ternary(n), draw.ternary(n)]
+        drawn = self._transform(np.stack([*secrets, *(draw.error(n) for _ in range(3))]))
+        # (b x, b y + a x, a y) is the product of (b, a) and (x, y)
+        return _add(kernels.multiply(self._key, drawn[:2], self._primes), drawn[2:], self._moduli)
 
     def _switch(self, residues: Residues) -> Residues:
         """Divide by the second prime and round: (3, 2, N) to (3, N) modulo the first."""
-        p, q = self._primes
-        remainder = kernels.intt(residues[:, 1], q).astype(np.int64)
-        centred = np.where(remainder > q // 2, remainder - q, remainder)
-        low = kernels.ntt((centred % p).astype(np.uint64), p)
-        return (residues[:, 0] + np.uint64(p) - low) * np.uint64(pow(q, -1, p)) % np.uint64(p)
+        return kernels.switch(residues, self._primes)
 
     def _mask(self, kept: Collection[int]) -> Residues:
         p, n = self._primes[0], self._layout.parameters.degree
