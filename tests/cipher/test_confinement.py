@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sealface.cipher import kernels, seal, wire
+from sealface.cipher.kernels import integers_to_ntt
 from sealface.cipher.parameters import N4096
-from sealface.cipher.ring import Residues, integers_to_ntt
+from sealface.cipher.ring import Residues
 from sealface.cipher.scheme import Ckks
 from tests.cipher.conftest import Sides, key, sides
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealface.cipher import ring
+from sealface.cipher import kernels, ring
 from sealface.cipher.parameters import N4096, N8192
 
 PRIMES = sorted({*N4096.data_primes, *N8192.data_primes})
@@ -71,6 +71,6 @@ def test_inverse_undoes(data: st.DataObject) -> None:
 def test_signed_integers() -> None:
     values = np.zeros(64, np.int64)
     values[3], values[5] = -1, -(2**57)
-    residues = ring.integers_to_ntt(values, N4096.data_primes)
+    residues = kernels.integers_to_ntt(values, N4096.data_primes)
     for limb, p in zip(residues, N4096.data_primes, strict=True):
         assert ring.intt(limb, p).tolist() == [int(v) % p for v in values]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sealface.cipher import ring, seal
+from sealface.cipher.kernels import integers_to_ntt
 from sealface.cipher.parameters import N4096, N8192, ParameterSet
-from sealface.cipher.ring import Residues, integers_to_ntt
+from sealface.cipher.ring import Residues
 from tests.cipher.conftest import assert_uniform, key, sides
 
 SETS = pytest.mark.parametrize("parameters", [N4096, N8192], ids=lambda s: s.name)

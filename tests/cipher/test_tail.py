@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from sealface.cipher import kernels, tail, wire
 from sealface.cipher.distance import Metric
+from sealface.cipher.kernels import integers_to_ntt
 from sealface.cipher.parameters import N4096, N8192, ParameterSet
 from sealface.cipher.randomness import Randomness
-from sealface.cipher.ring import Residues, integers_to_ntt
+from sealface.cipher.ring import Residues
 from sealface.cipher.tail import Evaluator, Group, Probe, parse, result_size, template_size, transparent
 from sealface.cipher.wire import MalformedCiphertext
 from tests.cipher.conftest import Sides, assert_uniform, sides, units

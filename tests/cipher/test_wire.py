@@ -52,7 +52,7 @@ def test_bytes_of_the_right_length(shape: tuple[int, int, tuple[int, ...]], data
     try:
         residues = unpack(raw, *shape)
     except MalformedCiphertext as error:
-        assert error.reason == "MALFORMED_CIPHERTEXT"  # noqa: PT017 - both outcomes are right
+        assert error.reason == "MALFORMED_CIPHERTEXT"
         return
     assert (residues < np.array(shape[2], np.uint64)[:, None]).all()
     assert pack(residues, shape[2]) == raw

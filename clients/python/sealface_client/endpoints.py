@@ -37,6 +37,8 @@ class Endpoints:
                 stored = json.loads((state / SERVICES_FILE).read_text())
             except (OSError, ValueError):
                 stored = {}
+            if not isinstance(stored, dict):
+                stored = {}
             found = {name: found[name] or str(stored.get(name, "")) for name in found}
         if not all(found.values()):
             raise NoServices(

@@ -78,7 +78,8 @@ class _Outgoing(Generic[_Item, _Message, _Note]):
         self._order: deque[SealfaceError | tuple[_Note]] = deque()
         self._broken: Exception | None = None
 
-    async def __aiter__(self) -> AsyncIterator[_Message]:
+    async def messages(self) -> AsyncIterator[_Message]:
+        """What to send."""
         try:
             for item in self._items:
                 try:
@@ -164,17 +165,17 @@ class AsyncGallery:
 
         outgoing = _Outgoing(faces, make)
         with translated("enrollment"):
-            async for response in self._client.enrollment.BatchEnroll(outgoing):
-                for error in outgoing.failed():
-                    yield error
+            async for response in self._client.enrollment.BatchEnroll(outgoing.messages()):
+                for failure in outgoing.failed():
+                    yield failure
                 size = outgoing.take()
                 if response.HasField("error"):
                     yield from_status(response.error)
                 else:
                     template = response.enrolled.template
                     yield Enrolled(template.name, template.slot, size)
-        for error in outgoing.failed():
-            yield error
+        for failure in outgoing.failed():
+            yield failure
         outgoing.close()
 
     async def _enroll_request(self, subject: str, face: Face, request_id: str | None) -> enrollment.EnrollRequest:
@@ -282,13 +283,13 @@ class AsyncGallery:
         outgoing = _Outgoing(faces, make)
         parts: list[matching.IdentifyResponse] = []
         with translated("matching"):
-            async for response in self._client.matching.BatchIdentify(outgoing):
+            async for response in self._client.matching.BatchIdentify(outgoing.messages()):
                 if response.HasField("response"):
                     parts.append(response.response)
                 if not response.last:
                     continue
-                for error in outgoing.failed():
-                    yield error
+                for failure in outgoing.failed():
+                    yield failure
                 search, started = outgoing.take()
                 for part in parts:
                     search.take(part)
@@ -303,8 +304,8 @@ class AsyncGallery:
                     continue
                 ms = (time.perf_counter() - started) * 1e3
                 yield self._identification(decision, searched, ms, search.request.ByteSize())
-        for error in outgoing.failed():
-            yield error
+        for failure in outgoing.failed():
+            yield failure
         outgoing.close()
 
     async def distance(self, subject: str, face: Face) -> float:

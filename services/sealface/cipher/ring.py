@@ -87,8 +87,3 @@ def intt(a: Residues, p: int) -> Residues:
         pairs[..., 1, :] = (u + prime - v) % prime * w[m : 2 * m, None] % prime
         m, t = m // 2, 2 * t
     return out * np.uint64(n_inverse) % prime
-
-
-def integers_to_ntt(values: NDArray[np.int64], primes: tuple[int, ...]) -> Residues:
-    """Signed integer coefficients (..., N) to residues in NTT form (..., limbs, N)."""
-    return np.stack([ntt((values % p).astype(np.uint64), p) for p in primes], axis=-2)

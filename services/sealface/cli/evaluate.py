@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import typer
@@ -61,8 +62,11 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     try:
         with path.open(newline="") as file:
-            return [Pair(row["file_x"], row["file_y"], row["Decision"] == "Yes") for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError):
+            rows = [(row["file_x"], row["file_y"], row["Decision"]) for row in csv.DictReader(file)]
+        if not all(x and y and decision in ("Yes", "No") for x, y, decision in rows):
+            raise ValueError("a row is incomplete")
+        return [Pair(x, y, decision == "Yes") for x, y, decision in rows]
+    except (OSError, KeyError, ValueError, csv.Error):
         raise PairsUnreadable(f"{path.name}: no readable CSV with the columns file_x, file_y and Decision") from None
 
 
@@ -75,7 +79,7 @@ def read_embeddings(path: Path) -> dict[str, NDArray[np.float64]]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return dict(zip(stored["names"].astype(str), stored["emb"].astype(np.float64), strict=True))
-    except (OSError, KeyError, ValueError):
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile):  # numpy raises any of them
         raise PairsUnreadable(f"{path.name}: no NPZ file with arrays `names` and `emb`") from None
 
 

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from sealface_protos.enrollment.v1 import gallery_pb2
-from sealface_protos.keys.v1 import key_pb2
 
 from sealface.cipher.distance import Metric
 from sealface.cli.output import Json, State, console, print_json, reporting
 from sealface_client import Client
 from sealface_client.policies import DEFAULT_FPIR, default_policy
+from sealface_protos.enrollment.v1 import gallery_pb2
+from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Make, show, list and delete galleries.", no_args_is_help=True)
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery: 1 to 64 of [a-z0-9-], a letter first.")]

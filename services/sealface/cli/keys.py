@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from sealface_protos.keys.v1 import key_pb2
 
-from sealface.cli.output import Json, State, console, print_json, reporting
+from sealface.cli.output import Json, State, console, fail, print_json, reporting
 from sealface.protocol import convert
 from sealface_client import Client, Credential
+from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Keys, policies and callers.", no_args_is_help=True)
 KeyId = Annotated[str, typer.Argument(help="Id of the key.")]
@@ -88,6 +88,10 @@ def caller(
     as_json: Json = False,
 ) -> None:
     """Make a signing credential for a caller, and register it to ask for decisions."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # first: an id is not registered twice
+    except OSError as error:
+        fail(f"{folder}: {error.strerror}: name a folder")
     credential = Credential.generate(f"callers/{caller_id}")
     with Client.connect(state) as client:
         client.create_caller(caller_id, credential.verifying_key)

@@ -46,4 +46,4 @@ class Enroller:
             return known
         check_encryption(gallery, new.key_version, new.parameter_set)
         admitted = self._evaluators.of(gallery).admit(new.ciphertext)
-        return self._record.enroll(gallery.id, new.subject, admitted, new.request_id)
+        return self._record.enroll(gallery.id, gallery.key_version, new.subject, admitted, new.request_id)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import grpc
-from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
 from sealface.errors import Unavailable
 from sealface.runtime.status import from_rpc_error
+from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _DEADLINE_S = 20.0
 

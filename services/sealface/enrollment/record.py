@@ -134,8 +134,15 @@ class Record:
         with self._engine.begin() as transaction:
             return _known(transaction, gallery_id, request_id, subject)
 
-    def enroll(self, gallery_id: str, subject: str, ciphertext: bytes, request_id: str) -> Enrolled:
+    def enroll(self, gallery_id: str, key_version: str, subject: str, ciphertext: bytes, request_id: str) -> Enrolled:
         """Store an admitted template; a request id seen before gets its first answer and stores nothing.
+
+        Args:
+            gallery_id: the gallery.
+            key_version: what the template was admitted under; a gallery of that id made meanwhile may have another.
+            subject: whose it is.
+            ciphertext: the template.
+            request_id: the caller's.
 
         Raises:
             GalleryNotFound, RequestIdReused, TooManyTemplates: see there.
@@ -146,6 +153,8 @@ class Record:
             if known is not None:
                 return known
             row = _locked(transaction, gallery_id)
+            if row.key_version != key_version:
+                raise _not_found()
             of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
             held = transaction.execute(sa.select(sa.func.count()).select_from(table).where(*of_subject)).scalar_one()
             if held >= MOST_TEMPLATES:
@@ -209,11 +218,15 @@ class Record:
 
 def _locked(transaction: sa.Connection, gallery_id: str) -> Any:
     table = tables.galleries
-    query = sa.select(table.c.epoch, table.c.next_slot).where(table.c.id == gallery_id).with_for_update()
-    row = transaction.execute(query).one_or_none()
+    columns = (table.c.key_version, table.c.epoch, table.c.next_slot)
+    row = transaction.execute(sa.select(*columns).where(table.c.id == gallery_id).with_for_update()).one_or_none()
     if row is None:
-        raise GalleryNotFound("no such gallery: create it, or list the galleries there are")
+        raise _not_found()
     return row
+
+
+def _not_found() -> GalleryNotFound:
+    return GalleryNotFound("no such gallery: create it, or list the galleries there are")
 
 
 def _subject_digest(gallery_id: str, subject: str) -> bytes:

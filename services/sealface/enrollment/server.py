@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from sealface_protos.enrollment.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
-
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.record import Record
 from sealface.enrollment.servicer import EnrollmentServicer
+from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries, metadata
+from sealface_protos.enrollment.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
 
 SERVICE = enrollment_service_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name
 
@@ -40,7 +39,7 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = open_sqlite(config.folder / "record.db", metadata)
     galleries, record = Galleries(engine), Record(engine)
-    keys = KeySource(grpc.aio.insecure_channel(config.keys))
+    keys = KeySource(connect(config.keys))
     servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys)
     server = Server(config.server, [SERVICE])
     enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(servicer, server.grpc)

@@ -7,9 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
-from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
-from sealface_protos.keys.v1 import key_pb2
 
 from sealface.enrollment.enroller import Enroller, NewTemplate
 from sealface.enrollment.key_source import KeySource
@@ -18,8 +15,12 @@ from sealface.errors import InvalidInput, SealfaceError
 from sealface.protocol import convert, names
 from sealface.runtime.status import to_status
 from sealface.storage.galleries import Galleries, Gallery
+from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
+from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
+from sealface_protos.keys.v1 import key_pb2
 
 _CHANGES_A_MESSAGE = 10_000
+_LARGEST_EPOCH = 2**63 - 1  # that the record can hold
 # Which custody of the key each privacy level asks for; the level `image` comes with the inference service.
 _CUSTODY_OF_LEVEL = {
     gallery_pb2.PRIVACY_LEVEL_EDGE: key_pb2.CUSTODY_MANAGED,
@@ -158,7 +159,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
     ) -> AsyncIterator[messages.ListSlotChangesResponse]:
         """See the contract."""
         gallery_id = names.id_of(request.gallery, "galleries")
-        since = request.since_epoch
+        since = min(request.since_epoch, _LARGEST_EPOCH)
         first, last, changes = await asyncio.to_thread(self._galleries.changes, gallery_id, since)
         reset = since > last or 0 < since < first
         if reset:

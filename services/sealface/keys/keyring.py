@@ -193,7 +193,12 @@ class Keyring:
         return bytes(row.public_key)
 
     def evaluation_keys(self, key_id: str, number: int) -> Iterator[tuple[int, bytes]]:
-        """Galois element and key, by element; one at a time."""
+        """Galois element and key, by element; one at a time.
+
+        Raises:
+            KeyNotFound: there is no such version.
+        """
+        self._version(key_id, number)
         table = tables.evaluation_keys
         where = sa.and_(table.c.key == key_id, table.c.version == number)
         with reading(self._engine).begin() as transaction:

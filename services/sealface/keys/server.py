@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
 from sealface.cipher.scheme import Scheme
 from sealface.keys.callers import Callers
@@ -19,6 +18,7 @@ from sealface.keys.wrapping import FileKey
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
 from sealface.storage.keys import metadata
+from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 
 from sealface.errors import LimitExceeded
 from sealface.keys.callers import Caller, Callers, Role
@@ -15,6 +14,7 @@ from sealface.keys.judge import InvalidDecisionRequest, Judge, Operation, Refusa
 from sealface.keys.keyring import Custody, Key, Keyring, version_name
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import Result
+from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_REQUEST_BYTES = 4096

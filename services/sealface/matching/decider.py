@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
 
 from sealface.errors import Unavailable
 from sealface.matching.matcher import Search
 from sealface.protocol.scores import Result
 from sealface.runtime.status import from_rpc_error
+from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
 
 RESULTS_A_MESSAGE = 32
 
@@ -63,6 +63,8 @@ async def result_messages(search: Search) -> AsyncIterator[list[decision_pb2.Sco
     """The search's results, in parts that fit a message; scored off the event loop."""
     while part := await asyncio.to_thread(_take, search):
         yield part
+        if len(part) < RESULTS_A_MESSAGE:
+            return
 
 
 def _take(search: Search) -> list[decision_pb2.ScoreResult]:

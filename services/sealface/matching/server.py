@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from sealface_protos.matching.v1 import matching_service_pb2, matching_service_pb2_grpc
-
 from sealface.cipher.scheme import Scheme
 from sealface.matching.decider import Decider
 from sealface.matching.matcher import Matcher
 from sealface.matching.servicer import MatchingServicer
+from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries, metadata
+from sealface_protos.matching.v1 import matching_service_pb2, matching_service_pb2_grpc
 
 SERVICE = matching_service_pb2.DESCRIPTOR.services_by_name["MatchingService"].full_name
 
@@ -38,7 +37,7 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
-    servicer = MatchingServicer(Matcher(galleries, scheme), Decider(grpc.aio.insecure_channel(config.keys)))
+    servicer = MatchingServicer(Matcher(galleries, scheme), Decider(connect(config.keys)))
     server = Server(config.server, [SERVICE])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from sealface_protos.keys.v1 import decision_pb2
-from sealface_protos.matching.v1 import matching_service_pb2 as messages
-from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
 from sealface.errors import InvalidInput, SealfaceError
 from sealface.matching.decider import Decider, result_messages
 from sealface.matching.matcher import Matcher, Probe, Search
 from sealface.protocol import convert, names
 from sealface.runtime.status import to_status
+from sealface_protos.keys.v1 import decision_pb2
+from sealface_protos.matching.v1 import matching_service_pb2 as messages
+from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
 LARGEST_CLAIM = 16
 _DECIDE_DEADLINE_S = 60.0

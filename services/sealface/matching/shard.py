@@ -14,7 +14,7 @@ from typing import Any
 
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Evaluator
-from sealface.storage.galleries import Change, Galleries, Gallery
+from sealface.storage.galleries import Change, Galleries, Gallery, GalleryNotFound
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,16 @@ class Shard:
         """The gallery as it is now.
 
         Raises:
+            GalleryNotFound: there is none of that id any more, or another one.
             TemplateDamaged: a stored template does not match its digest.
         """
         with self._lock:
             state = self._state
             _, last = self._galleries.epochs(self._id)
             if last != state.epoch:
-                _, last, changes = self._galleries.changes(self._id, state.epoch)
+                first, last, changes = self._galleries.changes(self._id, state.epoch)
+                if first != state.first_epoch:
+                    raise GalleryNotFound("the gallery was made anew: fetch it again")
                 try:
                     self._apply(changes)
                 except BaseException:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sealface_protos.keys.v1 import key_pb2
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.errors import InvalidInput
 from sealface.protocol.policy import Policy
+from sealface_protos.keys.v1 import key_pb2
 
 PAGE_SIZE = 100
 LARGEST_PAGE = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Decision:
 
 def _disclosed(distance: float, policy: Policy) -> float | None:
     step = policy.disclosure_step
-    return round(distance / step) * step if step else None
+    # an impossible score is at an infinite distance, and there is none to tell
+    return round(distance / step) * step if step and math.isfinite(distance) else None
 
 
 def verify(policy: Policy, slots: NDArray[np.int64], distances: NDArray[np.float64]) -> Decision:

@@ -16,10 +16,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from sealface.errors import Unauthenticated
+from sealface.errors import InvalidInput, Unauthenticated
 
 _DECISION_REQUEST = b"sealface decision request v1\0"
 _OPERATOR_REQUEST = b"sealface operator request v1\0"
+
+
+class CredentialUnreadable(InvalidInput):
+    """A credential's file holds no signing key."""
 
 
 class BadSignature(Unauthenticated):
@@ -45,10 +49,17 @@ class Credential:
 
     @classmethod
     def load(cls, path: Path) -> Credential:
-        """Read a file that `save` wrote; the file's name is the caller's id."""
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        """Read a file that `save` wrote; the file's name is the caller's id.
+
+        Raises:
+            CredentialUnreadable: it is none.
+        """
+        try:
+            key = load_pem_private_key(path.read_bytes(), password=None)
+        except (OSError, ValueError, TypeError):
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise BadSignature(f"{path.name} holds no Ed25519 key: make a new credential")
+            raise CredentialUnreadable(f"{path.name} holds no Ed25519 key: make a new credential")
         return cls(f"callers/{path.stem}", key)
 
     def save(self, folder: Path) -> Path:

@@ -6,6 +6,7 @@ A log line holds the method, the code, the reason and the time; never a request 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -85,8 +86,12 @@ def _stream(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
     async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         started = time.perf_counter()
         try:
-            async for response in behaviour(parse(request), context):
-                yield response
+            responses = behaviour(parse(request), context)
+            if inspect.isawaitable(responses):  # a handler that writes them itself, as health's Watch does
+                await responses
+            else:
+                async for response in responses:
+                    yield response
         except BaseException as error:
             await _fail(error, method, started, context)
             raise

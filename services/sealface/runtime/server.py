@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,17 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from sealface.errors import Unavailable
 from sealface.runtime.interceptors import ErrorInterceptor
 
 _log = structlog.get_logger("sealface.server")
 
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Largest message either way, bytes; what is larger is streamed."""
+
+
+class AddressUnavailable(Unavailable):
+    """The address is taken, or none of this machine's."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,10 @@ class Server:
     async def start(self) -> str:
         """Listen and serve; returns the address with its real port."""
         host, _, _ = self._config.address.rpartition(":")
-        port = self.grpc.add_insecure_port(self._config.address)
+        try:
+            port = self.grpc.add_insecure_port(self._config.address)
+        except RuntimeError:
+            raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
         await self.grpc.start()
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
@@ -97,6 +106,8 @@ async def run(server: Server, ready: Callable[[str], None]) -> None:
         server: the server.
         ready: called with the address when calls are accepted.
     """
+    # the event loop waits this long for a thread that computes in Python: 5 ms, the default, is most of a call
+    sys.setswitchinterval(0.0002)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,0 +1,420 @@
+import asyncio
+import hashlib
+
+import grpc
+import numpy as np
+import pytest
+
+from sealface.cipher.layout import EmbeddingNotFinite, WrongDimension, ZeroEmbedding
+from sealface.protocol.names import InvalidName
+from sealface.protocol.policy import Policy
+from sealface.protocol.sealing import DecisionNotGenuine
+from sealface.protocol.signing import Credential
+from sealface_client import AsyncClient, Enrolled, ServiceError
+from sealface_client.aio import CredentialMissing
+from sealface_client.decisions import PendingDecision
+from sealface_client.faces import ImageUnreadable
+from sealface_client.gallery import SubjectNotFound
+from sealface_client.held_keys import SecretKeyMissing
+from sealface_protos.keys.v1 import decision_pb2
+from tests.conftest import POLICY, both_schemes, dump, execute, near, person
+
+
+def service_error(code, reason):
+    def fits(error):
+        return (error.code.name, error.reason) == (code, reason)
+
+    return pytest.raises(ServiceError, check=fits)
+
+
+# --- galleries and keys
+
+
+@both_schemes
+async def test_a_gallery_is_made_found_listed_and_deleted(client):
+    for name in ("b", "a"):
+        made = await client.create_gallery(name, policy=POLICY)
+        assert (made.id, made.managed, made.policy) == (name, True, POLICY)
+    assert [gallery.name for gallery in await client.galleries()] == ["galleries/a", "galleries/b"]
+    assert [key.name for key in await client.list_keys()] == ["keys/a", "keys/b"]
+    found = await client.gallery("a")
+    assert found.info.key == "keys/a"
+    await found.enroll("x", person(1))
+    assert await client.delete_gallery("a") == 1
+    with service_error("NOT_FOUND", "GALLERY_NOT_FOUND"):
+        await client.gallery("a")
+
+
+@pytest.mark.faces
+async def test_without_a_policy_the_models_own_is_taken(client):
+    gallery = await client.create_gallery("door")
+    assert gallery.policy.verification_threshold == 0.07
+    assert 0 < gallery.policy.target_fpir < 0.1
+    assert gallery.policy.curve
+
+
+async def test_the_options_of_a_gallery_are_what_others_see(suite, client):
+    made = await client.create_gallery(
+        "door", policy=POLICY, metric="angular", edge=True, largest_face=True, align=False, anti_spoofing=True
+    )
+    seen = (await suite.client(Credential.generate("callers/other")).gallery("door")).info
+    assert seen == made.info
+    assert (seen.recognition.unaligned, seen.recognition.anti_spoofing) == (True, True)
+    assert seen.recognition.face_rule == 2
+    assert seen.privacy_level == 1
+
+
+@both_schemes
+async def test_a_public_key_that_is_not_the_pinned_one_is_refused(suite, client, door):
+    version = door.info.key_version
+    right = (await client.list_keys())[0].public_key_digest
+    assert (await suite.client(pins={version: right}).gallery("door")).id == "door"
+    with pytest.raises(DecisionNotGenuine):
+        await suite.client(pins={version: bytes(32)}).gallery("door")
+
+
+async def test_a_public_key_that_is_not_its_digests_is_refused(suite, client, door):
+    other = client.scheme.generate(door.layout.parameters).public
+    # a key service that lies: the stored row agrees with itself, the pin does not
+    right = (await client.list_keys())[0].public_key_digest
+    changed = (other, hashlib.sha256(other).digest())
+    assert execute(suite.keys / "keys.db", "UPDATE key_versions SET public_key = ?, public_key_digest = ?", *changed)
+    await client.gallery("door")
+    with pytest.raises(DecisionNotGenuine):
+        await suite.client(pins={door.info.key_version: right}).gallery("door")
+
+
+async def test_policies_are_read_and_replaced(client, door):
+    changed = await client.update_policy("door", Policy(0.1, 0.05))
+    assert (changed.verification_threshold, changed.version) == (0.1, 2)
+    assert await client.policy("door") == changed
+    with service_error("FAILED_PRECONDITION", "STALE_VERSION"):
+        await client.update_policy("door", Policy(0.1, 0.05))
+
+
+# --- who asks
+
+
+async def test_without_a_credential_nothing_is_made_and_nothing_decided(suite, client, door):
+    await door.enroll("ann", person(1))
+    nobody = suite.client(anonymous=True)
+    with pytest.raises(CredentialMissing):
+        await nobody.create_gallery("other", policy=POLICY)
+    assert len(await client.list_keys()) == 1
+    gallery = await nobody.gallery("door")
+    await gallery.enroll("bob", person(2))  # what only compute is asked for needs none
+    with pytest.raises(CredentialMissing):
+        await gallery.verify("ann", person(1))
+    with pytest.raises(CredentialMissing):
+        await gallery.identify(person(1))
+    with service_error("UNAUTHENTICATED", "SIGNATURE_MISSING"):
+        await nobody.update_policy("door", Policy(0.1, 0.1))
+
+
+async def test_a_verifier_decides_and_makes_no_keys(suite, client, door):
+    await door.enroll("ann", person(1))
+    alice = Credential.generate("callers/alice")
+    verifier = suite.client(alice)
+    gallery = await verifier.gallery("door")
+    with service_error("UNAUTHENTICATED", "UNKNOWN_CALLER"):
+        await gallery.verify("ann", person(1))
+    await client.create_caller("alice", alice.verifying_key)
+    assert (await gallery.verify("ann", person(1))).match
+    with service_error("PERMISSION_DENIED", "OPERATOR_REQUIRED"):
+        await verifier.create_gallery("other", policy=POLICY)
+
+
+async def test_connecting_by_a_state_folder_or_the_environment(suite, tmp_path, monkeypatch, door):
+    import json
+
+    from sealface_client.endpoints import NoServices
+
+    for name in ("STATE", "KEYS", "ENROLLMENT", "MATCHING", "CREDENTIAL"):
+        monkeypatch.delenv(f"SEALFACE_{name}", raising=False)
+    with pytest.raises(NoServices):
+        AsyncClient.connect(tmp_path / "none")
+    state = tmp_path / "state"
+    (state / "edge").mkdir(parents=True)
+    suite.operator.save(state / "edge")
+    (state / "services.json").write_text(json.dumps(suite.addresses))
+    async with AsyncClient.connect(state, scheme=suite.scheme) as found:
+        assert found.credential.caller == "callers/operator"
+        assert (await found.gallery("door")).id == "door"
+    for name, address in suite.addresses.items():
+        monkeypatch.setenv(f"SEALFACE_{name.upper()}", address)
+    alice = Credential.generate("callers/alice")
+    monkeypatch.setenv("SEALFACE_CREDENTIAL", str(alice.save(tmp_path)))
+    async with AsyncClient.connect(scheme=suite.scheme) as found:
+        assert found.credential.caller == "callers/alice"
+        assert len(await found.galleries()) == 1
+    (state / "services.json").write_text("no json")
+    for name in suite.addresses:
+        monkeypatch.delenv(f"SEALFACE_{name.upper()}")
+    with pytest.raises(NoServices):
+        AsyncClient.connect(state)
+
+
+# --- faces
+
+
+@pytest.mark.parametrize(
+    ("face", "error"),
+    [
+        (np.zeros(128), ZeroEmbedding),
+        (np.full(128, np.nan), EmbeddingNotFinite),
+        (np.r_[np.inf, np.ones(127)], EmbeddingNotFinite),
+        (np.ones(127), WrongDimension),
+        (np.ones(512), WrongDimension),
+        (np.ones((2, 64)), WrongDimension),
+        (np.ones(0), WrongDimension),
+        ("/no/such/picture.jpg", ImageUnreadable),
+    ],
+)
+async def test_a_face_that_is_none_never_leaves_the_machine(suite, door, face, error):
+    await door.enroll("ann", person(1))
+    before = suite.record()
+    for call in (lambda: door.enroll("bob", face), lambda: door.verify("ann", face), lambda: door.identify(face)):
+        with pytest.raises(error):
+            await call()
+    assert suite.record() == before
+
+
+async def test_a_picture_that_cannot_be_read_is_named(door, tmp_path):
+    with pytest.raises(ImageUnreadable, match=r"none\.jpg"):
+        await door.enroll("ann", tmp_path / "none.jpg")
+    with pytest.raises(ImageUnreadable):
+        await door.enroll("ann", tmp_path)
+
+
+@pytest.mark.parametrize("subject", ["", "a/b", "ä", "x" * 65])
+async def test_a_subject_is_named_properly(door, subject):
+    for call in (lambda: door.enroll(subject, person(1)), lambda: door.erase(subject)):
+        with pytest.raises(InvalidName):
+            await call()
+    with pytest.raises(SubjectNotFound):
+        await door.verify(subject, person(1))
+
+
+async def test_scale_does_not_matter_where_vectors_are_normalised(door):
+    await door.enroll("ann", 1e-30 * person(1))
+    assert (await door.verify("ann", 1e30 * near(person(1), 0.1))).match
+
+
+# --- enrolling
+
+
+async def test_an_enrolment_may_be_repeated(suite, door):
+    first = await door.enroll("ann", person(1), request_id="once")
+    assert await door.enroll("ann", person(1), request_id="once") == first
+    assert len(suite.record()["templates"]) == 1
+    assert first.template == "galleries/door/subjects/ann/templates/1"
+    assert first.bytes_sent > 100
+
+
+@both_schemes
+async def test_many_are_enrolled_with_a_result_for_each_in_order(suite, door, tmp_path):
+    faces = [
+        ("a", np.zeros(128)),
+        ("b", person(1)),
+        ("c", tmp_path / "none.jpg"),
+        ("no/name", person(2)),
+        ("d", person(3)),
+        ("e", np.ones(3)),
+    ]
+    results = [result async for result in door.enroll_many(faces)]
+    assert [type(result) for result in results] == [
+        ZeroEmbedding,
+        Enrolled,
+        ImageUnreadable,
+        InvalidName,
+        Enrolled,
+        WrongDimension,
+    ]
+    assert [result.slot for result in results if isinstance(result, Enrolled)] == [1, 2]
+    assert [row[2] for row in suite.record()["templates"]] == ["b", "d"]
+
+
+async def test_one_that_the_service_refuses_stops_no_other(suite, door):
+    faces = [("ann", near(person(1), 0.01 * i)) for i in range(1, 18)] + [("bob", person(2))]
+    results = [result async for result in door.enroll_many(faces)]
+    assert [type(result) for result in results] == [Enrolled] * 16 + [ServiceError, Enrolled]
+    assert (results[16].code.name, results[16].reason) == ("RESOURCE_EXHAUSTED", "TOO_MANY_TEMPLATES")
+    assert len({result.bytes_sent for result in results if isinstance(result, Enrolled)}) <= 2
+
+
+async def test_what_breaks_the_callers_own_list_is_the_callers_to_see(suite, door):
+    def faces():
+        yield "ann", person(1)
+        raise KeyError("mine")
+
+    results = []
+    with pytest.raises(KeyError, match="mine"):
+        async for result in door.enroll_many(faces()):
+            results.append(result)
+    assert [type(result) for result in results] == [Enrolled]
+    assert [result async for result in door.enroll_many([])] == []
+
+
+# --- asking
+
+
+@both_schemes
+@pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
+async def test_many_are_searched_with_a_result_for_each_in_order(client, client_held):
+    gallery = await client.create_gallery("door", policy=POLICY, client_held=client_held)
+    for i in range(40):
+        await gallery.enroll(f"s{i}", person(i))
+    faces = [np.zeros(128), person(3), np.ones(3), person(39), person(99), "/no/such/file"]
+    results = [result async for result in gallery.identify_many(faces)]
+    named = [
+        [candidate.subject for candidate in result.candidates] if hasattr(result, "candidates") else type(result)
+        for result in results
+    ]
+    assert named == [ZeroEmbedding, ["s3"], WrongDimension, ["s39"], [], ImageUnreadable]
+
+
+async def test_a_sealed_decision_of_another_request_is_refused(client, door, monkeypatch):
+    """Compute may try to pass an old answer for a new one."""
+    await door.enroll("ann", person(1))
+    answers = []
+    verify = client.matching.Verify
+
+    async def replayed(request, **options):
+        answers.append(await verify(request, **options))
+        return answers[0]
+
+    monkeypatch.setattr(client.matching, "Verify", replayed)
+    assert (await door.verify("ann", person(1))).match
+    with pytest.raises(DecisionNotGenuine):
+        await door.verify("ann", person(9))
+
+
+async def test_who_signs_decisions_is_asked_once_and_held_on_to(suite, client, door):
+    await door.enroll("ann", person(1))
+    await door.verify("ann", person(1))
+    execute(suite.keys / "keys.db", "DELETE FROM identity")
+    await suite.restart("keys")
+    with pytest.raises(DecisionNotGenuine):
+        await door.verify("ann", person(1))
+
+
+async def test_a_restart_of_the_key_service_is_waited_out_with_a_new_nonce(suite, client, door, monkeypatch):
+    await door.enroll("ann", person(1))
+    await door.verify("ann", person(1))
+    asked = []
+    ask = PendingDecision.ask.__func__
+
+    def noted(cls, *arguments, **named):
+        pending = ask(cls, *arguments, **named)
+        asked.append(decision_pb2.DecisionRequest.FromString(pending.signed.decision_request))
+        return pending
+
+    monkeypatch.setattr(PendingDecision, "ask", classmethod(noted))
+    await suite.stop("keys")
+    verifying = asyncio.create_task(door.verify("ann", person(1)))
+    while not asked:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    await suite.start("keys")
+    assert (await verifying).match
+    assert len(asked) > 1
+    for field in ("nonce", "request_id", "hpke_public_key", "probe_digest"):  # a probe of its own, too
+        assert len({getattr(request, field) for request in asked}) == len(asked)
+    held = {row[0] for row in dump(suite.keys / "keys.db")["nonces"]}
+    assert asked[-1].nonce in held
+
+
+async def test_a_key_service_that_stays_away_is_said_in_the_end(suite, door):
+    await door.enroll("ann", person(1))
+    await suite.stop("keys")
+    with service_error("UNAVAILABLE", "KEY_SERVICE_UNAVAILABLE"):
+        await door.verify("ann", person(1))
+
+
+async def test_a_service_that_is_away_is_named(suite, client, door):
+    await suite.stop("enrollment")
+    with pytest.raises(ServiceError, match="enrollment service does not answer") as caught:
+        await client.galleries()
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert caught.value.retryable
+
+
+async def test_a_table_that_is_behind_is_brought_up_to_date(suite, client, door):
+    other = await suite.client().gallery("door")
+    await door.enroll("ann", person(1))
+    assert (await other.verify("ann", person(1))).match
+    await door.erase("ann")
+    await door.enroll("ann", person(2))
+    # the slot it knows is gone: it looks again and claims the new one
+    assert (await other.verify("ann", person(2))).match
+    # a template it has not heard of
+    await door.enroll("ann", person(3))
+    assert (await other.verify("ann", person(3))).match
+    await door.erase("ann")
+    with pytest.raises(SubjectNotFound):
+        await other.verify("ann", person(3))
+    with pytest.raises(SubjectNotFound):
+        await other.verify("nobody", person(3))
+
+
+async def test_subjects_are_listed(door):
+    for i in range(3):
+        await door.enroll(f"s{i}", person(i))
+    assert [subject.name for subject in await door.subjects()] == [f"galleries/door/subjects/s{i}" for i in range(3)]
+
+
+# --- client-held keys
+
+
+@both_schemes
+async def test_a_held_key_never_leaves_and_is_needed(suite, client, safe):
+    await safe.enroll("ann", person(1))
+    (file,) = (suite.folder / "edge").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    secret = file.read_bytes()
+    if len(secret) > 1000:
+        files = [path for zone in (suite.keys, suite.compute) for path in zone.rglob("*") if path.is_file()]
+        state = b"".join(path.read_bytes() for path in files)
+        assert not any(secret[at : at + 12] in state for at in range(0, len(secret) - 12, 1009))
+    again = await suite.client().gallery("safe")
+    assert (await again.verify("ann", person(1))).match
+    file.unlink()
+    other = await suite.client().gallery("safe")
+    for call in (
+        lambda: other.verify("ann", person(1)),
+        lambda: other.identify(person(1)),
+        lambda: other.distance("ann", person(1)),
+    ):
+        with pytest.raises(SecretKeyMissing):
+            await call()
+
+
+@both_schemes
+async def test_scores_opened_with_another_key_are_not_genuine(suite, client, safe):
+    await safe.enroll("ann", person(1))
+    (file,) = (suite.folder / "edge").iterdir()
+    file.write_bytes(client.scheme.generate(safe.layout.parameters).secret)
+    other = await suite.client().gallery("safe")
+    for call in (lambda: other.verify("ann", person(1)), lambda: other.identify(person(1))):
+        with pytest.raises(DecisionNotGenuine):
+            await call()
+
+
+async def test_scores_of_other_slots_than_claimed_are_not_genuine(client, safe, monkeypatch):
+    await safe.enroll("ann", person(1))
+    await safe.enroll("bob", person(2))
+    verify = client.matching.Verify
+
+    async def moved(request, **options):
+        request.claimed_slots[:] = [2]
+        return await verify(request, **options)
+
+    monkeypatch.setattr(client.matching, "Verify", moved)
+    with pytest.raises(DecisionNotGenuine):
+        await safe.verify("ann", person(2))
+
+
+async def test_a_managed_gallery_has_no_exact_distance(door):
+    await door.enroll("ann", person(1))
+    with pytest.raises(SecretKeyMissing):
+        await door.distance("ann", person(1))

@@ -1,0 +1,109 @@
+"""Every method of the three services answers rightly once; a method added to the contract fails here until it does."""
+
+import pytest
+
+from sealface.cipher.parameters import N4096
+from sealface.protocol import convert
+from sealface.protocol.policy import Policy
+from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
+from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
+from sealface_protos.matching.v1 import matching_service_pb2 as matching
+from tests.conftest import POLICY, both_schemes, person
+from tests.enrollment.conftest import create_gallery, description, enroll_request
+from tests.keys.conftest import ask, create_key, new_key
+from tests.matching.conftest import identify_request, verify_request
+
+DESCRIPTORS = [
+    key_service_pb2.DESCRIPTOR.services_by_name["KeyService"],
+    enrollment.DESCRIPTOR.services_by_name["EnrollmentService"],
+    matching.DESCRIPTOR.services_by_name["MatchingService"],
+]
+METHODS = {method.name for service in DESCRIPTORS for method in service.methods}
+CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_VERIFIER)
+
+
+async def stream(call):
+    return [part async for part in call]
+
+
+@both_schemes
+async def test_every_method_of_the_contract_answers(suite, client):
+    keys, records, searches = client.keys, client.enrollment, client.matching
+    made = client.scheme.generate(N4096)
+    element, evaluation = next(iter(made.evaluation.items()))
+    answered = {}
+
+    async def call(method, awaitable):
+        answered[method] = await awaitable
+        return answered[method]
+
+    k = key_service_pb2
+    held = new_key(custody=key_pb2.CUSTODY_CLIENT_HELD)
+    await call("CreateKey", create_key(client))
+    await call("RegisterKey", keys.RegisterKey(k.RegisterKeyRequest(key_id="safe", key=held, public_key=made.public)))
+    await call(
+        "UploadEvaluationKey",
+        keys.UploadEvaluationKey(
+            k.UploadEvaluationKeyRequest(
+                key_version="keys/safe/versions/1", galois_element=element, evaluation_key=evaluation
+            )
+        ),
+    )
+    assert (await call("GetKey", keys.GetKey(k.GetKeyRequest(name="keys/safe")))).custody == key_pb2.CUSTODY_CLIENT_HELD
+    assert len((await call("ListKeys", keys.ListKeys(k.ListKeysRequest()))).keys) == 2
+    rule = convert.policy_to_proto(Policy(0.4, 0.3, max_candidates=4))
+    updated = await call("UpdatePolicy", keys.UpdatePolicy(k.UpdatePolicyRequest(name="keys/door", policy=rule)))
+    assert updated.policy.max_candidates == 4
+    request = k.GetMaterialRequest(key_version="keys/safe/versions/1")
+    assert b"".join(c.data for c in await call("GetMaterial", stream(keys.GetMaterial(request)))) == made.public
+    await call("CreateCaller", keys.CreateCaller(k.CreateCallerRequest(caller_id="bob", caller=CALLER)))
+    assert len((await call("ListCallers", keys.ListCallers(k.ListCallersRequest()))).callers) == 2
+    await call("DeleteCaller", keys.DeleteCaller(k.DeleteCallerRequest(name="callers/bob")))
+    identity = await call("GetServiceIdentity", keys.GetServiceIdentity(k.GetServiceIdentityRequest()))
+    asked = ask(suite.operator, b"probe")
+    sealed = await call("Decide", keys.Decide(iter([k.DecideRequest(request=asked.signed)])))
+    assert asked.read(sealed).outcome == 2
+
+    e = enrollment
+    await call("CreateGallery", create_gallery(client, "door", description()))
+    door = await client.gallery("door")
+    await call("GetGallery", records.GetGallery(e.GetGalleryRequest(name="galleries/door")))
+    assert len((await call("ListGalleries", records.ListGalleries(e.ListGalleriesRequest()))).galleries) == 1
+    assert (await call("Enroll", records.Enroll(enroll_request(door, "ann", person(1))))).template.slot == 1
+    item = e.BatchEnrollRequest(request=enroll_request(door, "bob", person(2)))
+    (result,) = await call("BatchEnroll", stream(records.BatchEnroll(iter([item]))))
+    assert result.enrolled.template.slot == 2
+    ann = "galleries/door/subjects/ann"
+    assert len((await call("GetSubject", records.GetSubject(e.GetSubjectRequest(name=ann)))).templates) == 1
+    listed = await call("ListSubjects", records.ListSubjects(e.ListSubjectsRequest(parent="galleries/door")))
+    assert len(listed.subjects) == 2
+    changes = e.ListSlotChangesRequest(gallery="galleries/door")
+    (part,) = await call("ListSlotChanges", stream(records.ListSlotChanges(changes)))
+    assert len(part.changes) == 2
+
+    request, pending = verify_request(door, person(1), [1])
+    verified = await call("Verify", searches.Verify(request))
+    assert pending.read(verified.decision, identity.verifying_key)[0].candidates[0].slot == 1
+    request, pending = identify_request(door, person(2))
+    (found,) = await call("Identify", stream(searches.Identify(request)))
+    assert pending.read(found.decision, identity.verifying_key)[0].candidates[0].slot == 2
+    request, pending = identify_request(door, person(2))
+    item = matching.BatchIdentifyRequest(request=request)
+    first, last = await call("BatchIdentify", stream(searches.BatchIdentify(iter([item]))))
+    assert pending.read(first.response.decision, identity.verifying_key)[0].candidates[0].slot == 2
+    assert last.last
+
+    erased = await call("EraseSubject", records.EraseSubject(e.EraseSubjectRequest(name=ann)))
+    assert erased.templates == 1
+    gone = await call("DeleteGallery", records.DeleteGallery(e.DeleteGalleryRequest(name="galleries/door")))
+    assert gone.templates == 1
+    assert set(answered) == METHODS
+
+
+async def test_the_client_offers_no_method_that_the_contract_has_not(client):
+    assert POLICY.version == 1
+    for stub, descriptor in zip((client.keys, client.enrollment, client.matching), DESCRIPTORS, strict=True):
+        offered = {name for name in vars(stub) if name[0].isupper()}
+        assert offered == {method.name for method in descriptor.methods}
+    with pytest.raises(AttributeError):
+        client.keys.ExportKey  # noqa: B018

@@ -1,0 +1,134 @@
+"""Verify and identify through the client, for managed and client-held galleries: the bodies are the same."""
+
+import asyncio
+
+import pytest
+
+from tests.conftest import POLICY, both_schemes, near, person
+
+held = pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
+
+
+@pytest.fixture
+async def gallery(client, client_held):
+    return await client.create_gallery("door", policy=POLICY, client_held=client_held)
+
+
+def who(identification):
+    return [candidate.subject for candidate in identification.candidates]
+
+
+@both_schemes
+@held
+async def test_enrolled_faces_are_found_at_once_and_others_are_not(gallery):
+    for name, number in (("ann", 1), ("bob", 2), ("cyd", 3)):
+        await gallery.enroll(name, person(number))
+        probe = near(person(number), 0.15)
+        assert (await gallery.verify(name, probe)).match
+        assert who(await gallery.identify(probe)) == [name]
+    assert not (await gallery.verify("ann", person(2))).match
+    stranger = await gallery.identify(person(9))
+    assert (stranger.candidates, stranger.match, stranger.searched) == ((), False, 1.0)
+
+
+@both_schemes
+@held
+async def test_several_templates_count_as_one_subject_by_the_nearest(gallery):
+    probe = person(1)
+    templates = (("ann", 0.25), ("bob", 0.2), ("ann", 0.9), ("ann", 0.1), ("cyd", 0.28))
+    for i, (name, distance) in enumerate(templates):
+        await gallery.enroll(name, near(probe, distance, i))
+    assert who(await gallery.identify(probe)) == ["ann", "bob", "cyd"]
+    assert who(await gallery.identify(probe, most=2)) == ["ann", "bob"]
+    assert (await gallery.verify("ann", probe)).match
+
+
+@both_schemes
+@held
+async def test_an_erased_subject_is_never_found(client, gallery):
+    await gallery.enroll("ann", person(1))
+    await gallery.enroll("bob", person(2))
+    await gallery.enroll("ann", near(person(1), 0.1))
+    assert await gallery.erase("ann") == 2
+    assert who(await gallery.identify(person(1))) == []
+    assert who(await gallery.identify(person(2))) == ["bob"]
+    with pytest.raises(Exception, match="no such subject"):
+        await gallery.verify("ann", person(1))
+    # nor by somebody whose table is older
+    await gallery.enroll("ann", person(3))
+    assert who(await gallery.identify(person(1))) == []
+    assert not (await gallery.verify("ann", person(1))).match
+
+
+@both_schemes
+@held
+async def test_an_empty_gallery_has_nobody(gallery):
+    answer = await gallery.identify(person(1))
+    assert (answer.candidates, answer.searched) == ((), 1.0)
+
+
+@held
+async def test_more_than_a_group(gallery):
+    capacity = gallery.layout.capacity
+    for i in range(2 * capacity + 3):
+        await gallery.enroll(f"s{i}", person(i))
+    for i in (0, capacity - 1, capacity, 2 * capacity + 2):
+        assert who(await gallery.identify(person(i))) == [f"s{i}"]
+        assert (await gallery.verify(f"s{i}", person(i))).match
+
+
+@held
+async def test_searches_at_once_do_not_disturb_each_other(gallery):
+    for i in range(8):
+        await gallery.enroll(f"s{i}", person(i))
+    found = await asyncio.gather(*(gallery.identify(near(person(i), 0.1)) for i in range(8)))
+    assert [who(answer) for answer in found] == [[f"s{i}"] for i in range(8)]
+    matches = await asyncio.gather(*(gallery.verify(f"s{i}", person(i if i % 2 else i + 1)) for i in range(8)))
+    assert [answer.match for answer in matches] == [bool(i % 2) for i in range(8)]
+
+
+@both_schemes
+@held
+async def test_a_gallery_made_anew_knows_nobody_of_the_old_one(suite, client, client_held, gallery):
+    await gallery.enroll("ann", person(1))
+    assert (await gallery.verify("ann", person(1))).match
+    assert who(await gallery.identify(person(1))) == ["ann"]
+    await client.delete_gallery("door")
+    from sealface_protos.enrollment.v1 import gallery_pb2
+    from tests.enrollment.conftest import create_gallery, description
+
+    level = gallery_pb2.PRIVACY_LEVEL_CLIENT_KEY if client_held else gallery_pb2.PRIVACY_LEVEL_EMBEDDING
+    await create_gallery(client, "door", description("keys/door", privacy_level=level))
+    # a client that has not noticed is told right as well: slots are new, and so is its table
+    assert who(await gallery.identify(person(1))) == []
+    await gallery.enroll("bob", person(2))
+    assert who(await gallery.identify(person(2))) == ["bob"]
+    again = await client.gallery("door")
+    await again.enroll("ann", near(person(1), 0.1))
+    assert (await gallery.verify("ann", person(1))).match
+
+
+@both_schemes
+async def test_the_holder_of_a_key_may_know_exact_distances(safe):
+    await safe.enroll("ann", near(person(1), 0.25))
+    await safe.enroll("ann", near(person(1), 0.75))
+    assert await safe.distance("ann", person(1)) == pytest.approx(0.25, abs=2e-4)
+    assert (await safe.verify("ann", person(1))).match
+
+
+@both_schemes
+@pytest.mark.parametrize("metric", ["euclidean", "euclidean_l2", "angular"])
+async def test_every_metric_from_end_to_end(client, metric):
+    import numpy as np
+
+    from sealface.protocol.policy import Policy
+
+    scale = 0.6 if metric == "euclidean" else 1.0
+    one, other = scale * person(1), scale * near(person(1), 0.2)
+    distance = np.arccos(0.8) / np.pi if metric == "angular" else np.linalg.norm(one - other)
+    rule = Policy(float(distance) * 1.01, float(distance) * 1.01)
+    gallery = await client.create_gallery("door", metric=metric, policy=rule, client_held=True, largest_norm=2.0)
+    await gallery.enroll("ann", one)
+    await gallery.enroll("bob", scale * person(2))
+    assert who(await gallery.identify(other)) == ["ann"]
+    assert await gallery.distance("ann", other) == pytest.approx(distance, rel=2e-3)

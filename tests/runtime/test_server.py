@@ -1,0 +1,125 @@
+import asyncio
+import os
+import signal
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
+
+from sealface.runtime.server import Server, ServerConfig, announce, run
+from tests.conftest import Suite
+from tests.runtime.conftest import SERVICE
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_free_port_is_taken_and_told(running):
+    other = Server(ServerConfig(), [SERVICE])
+    address = await other.start()
+    assert address.startswith("127.0.0.1:")
+    assert int(address.split(":")[1]) > 1023
+    async with grpc.aio.insecure_channel(address) as channel:
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    await other.stop()
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+async def test_health_is_served(running, name):
+    check = health_pb2_grpc.HealthStub(running.channel).Check
+    assert (await check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+
+
+async def test_the_health_of_an_unknown_service_is_not_found(running):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_pb2_grpc.HealthStub(running.channel).Check(health_pb2.HealthCheckRequest(service="no.such"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("name", ["", SERVICE])
+async def test_health_says_so_when_the_server_stops(running, name):
+    watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest(service=name))
+    assert (await watch.read()).status == SERVING
+    stopping = asyncio.create_task(running.server.stop())
+    assert (await asyncio.wait_for(watch.read(), 2)).status == NOT_SERVING
+    watch.cancel()
+    await stopping
+
+
+async def test_stopping_finishes_calls_under_way_and_takes_no_new_ones(running):
+    under_way = asyncio.ensure_future(running.call("Slow"))
+    await running.began.wait()
+    stopping = asyncio.create_task(running.server.stop())
+    await asyncio.sleep(0.1)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.call("UU", timeout=1)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not stopping.done()
+    running.may_finish.set()
+    assert await under_way == b"finished"
+    await asyncio.wait_for(stopping, 2)
+
+
+@pytest.mark.parametrize("running", [{"grace_s": 0.2}], indirect=True)
+async def test_a_call_that_never_ends_does_not_keep_the_server(running):
+    under_way = asyncio.ensure_future(running.call("Slow"))
+    await running.began.wait()
+    await asyncio.wait_for(running.server.stop(), 3)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await under_way
+
+
+async def test_a_message_over_the_limit_is_refused(running):
+    assert len(await running.call("UU", bytes(1900))) == 1900
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.call("UU", bytes(2001))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await running.call("UU") == b"x"  # the server goes on
+
+
+async def test_a_signal_ends_it_after_the_call_under_way(running):
+    ready = []
+    with capture_logs() as logs:
+        serving = asyncio.create_task(run(Server(ServerConfig(grace_s=1), [SERVICE]), ready.append))
+        while not ready:
+            await asyncio.sleep(0.01)
+        async with grpc.aio.insecure_channel(ready[0]) as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(serving, 5)
+    assert [line["event"] for line in logs if line["event"] in {"stopping", "stopped"}] == ["stopping", "stopped"]
+
+
+async def reflected(address: str) -> set[str]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for answer in stub.ServerReflectionInfo(iter([request])):
+            return {service.name for service in answer.list_services_response.service}
+    raise AssertionError("no answer")
+
+
+async def test_every_service_lists_itself_health_and_reflection(suite: Suite):
+    names = {
+        "keys": "sealface.keys.v1.KeyService",
+        "enrollment": "sealface.enrollment.v1.EnrollmentService",
+        "matching": "sealface.matching.v1.MatchingService",
+    }
+    for service, name in names.items():
+        assert await reflected(suite.addresses[service]) == {
+            name,
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        async with grpc.aio.insecure_channel(suite.addresses[service]) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            assert (await check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+
+
+@pytest.mark.parametrize(("confined", "level"), [(True, "info"), (False, "warning")])
+def test_confinement_is_announced(confined, level):
+    with capture_logs() as logs:
+        announce(confined)
+    assert [line["log_level"] for line in logs] == [level]
