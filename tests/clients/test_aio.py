@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import hashlib
 
 import grpc
@@ -15,7 +16,7 @@ from sealface_client.aio import CredentialMissing
 from sealface_client.decisions import PendingDecision
 from sealface_client.faces import ImageUnreadable
 from sealface_client.gallery import SubjectNotFound
-from sealface_client.held_keys import SecretKeyMissing
+from sealface_client.held_keys import SecretKeyExists, SecretKeyMissing
 from sealface_protos.keys.v1 import decision_pb2
 from tests.conftest import POLICY, both_schemes, dump, execute, near, person
 
@@ -418,3 +419,36 @@ async def test_a_managed_gallery_has_no_exact_distance(door):
     await door.enroll("ann", person(1))
     with pytest.raises(SecretKeyMissing):
         await door.distance("ann", person(1))
+
+
+# --- galleries that were half made
+
+
+async def test_a_gallery_that_was_half_made_is_finished(client, suite):
+    await suite.stop("enrollment")
+    with pytest.raises(ServiceError):
+        await client.create_gallery("half", policy=POLICY)
+    await suite.start("enrollment")
+    await asyncio.sleep(1.5)  # gRPC's pause before it connects again
+    with pytest.raises(ServiceError) as raised:  # another policy is another gallery
+        await client.create_gallery("half", policy=dataclasses.replace(POLICY, verification_threshold=0.01))
+    assert raised.value.reason == "KEY_EXISTS"
+    made = await client.create_gallery("half", policy=POLICY)
+    await made.enroll("a", person(1))
+    assert (await made.verify("a", person(1))).match
+
+
+async def test_a_secret_key_is_never_overwritten(client, suite):
+    safe = await client.create_gallery("safe", policy=POLICY, client_held=True)
+    held = client.key_folder.load(safe.info.key_version)
+    with pytest.raises(SecretKeyExists):
+        await client.create_gallery("safe", policy=POLICY, client_held=True)
+    assert client.key_folder.load(safe.info.key_version) == held
+
+
+async def test_a_refused_key_leaves_no_secret_behind(client, suite):
+    await client.create_gallery("taken", policy=POLICY)
+    with pytest.raises(ServiceError):
+        await client.create_gallery("taken", policy=POLICY, client_held=True)
+    with pytest.raises(SecretKeyMissing):
+        client.key_folder.load("keys/taken/versions/1")

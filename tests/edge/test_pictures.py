@@ -149,7 +149,7 @@ class Slow(OneAtATime):
 
 
 async def until(happened: Callable[[], object]) -> None:
-    while not happened():  # noqa: ASYNC110 - it happens in a thread
+    while not happened():
         await asyncio.sleep(0.01)
 
 

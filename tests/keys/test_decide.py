@@ -330,14 +330,19 @@ async def test_only_the_first_message_carries_the_request(client, door_key, alic
     assert decision_pb2.DecisionBinding.FromString(sealed.binding).layout_epoch == 1
 
 
-async def test_there_is_a_most_of_results(client, door_key, alice, monkeypatch):
-    from sealface.keys import servicer
+async def test_there_is_a_most_of_scores_and_of_links(client, door_key, alice, monkeypatch):
+    from sealface.keys import judge, servicer
 
-    monkeypatch.setattr(servicer, "_LARGEST_RESULTS", 3)
-    results = door_key.results({slot: person(slot) for slot in range(1, 3 * door_key.layout.capacity + 1)})
+    most = 3 * door_key.layout.capacity
+    monkeypatch.setattr(judge, "LARGEST_SEARCH", most)
+    results = door_key.results({slot: person(slot) for slot in range(1, most + 1)})
     assert (await door_key.decide(ask(alice, door_key.probe), results)).outcome == NO_MATCH
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_RESULTS"):
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_SCORES"):
         await door_key.decide(ask(alice, door_key.probe), [*results, results[0]])
+    monkeypatch.setattr(servicer, "_MOST_LINKS", 2)
+    assert (await door_key.decide(ask(alice, door_key.probe), results, {2: 1, 3: 1})).outcome == NO_MATCH
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_LINKS"):
+        await door_key.decide(ask(alice, door_key.probe), results, {2: 1, 3: 1, 4: 1})
 
 
 # --- refused inside the box: what compute may not know

@@ -60,7 +60,8 @@ async def test_a_managed_key_is_made_and_its_material_streams_whole(client):
 async def test_large_material_comes_in_pieces(client, suite):
     key = await create_key(client)
     data = bytes(range(256)) * 10_000
-    execute(suite.keys / "keys.db", "UPDATE evaluation_keys SET material = ?", data)
+    digest = hashlib.sha256(data).digest()
+    execute(suite.keys / "keys.db", "UPDATE evaluation_keys SET material = ?, digest = ?", data, digest)
     found = await chunks(client, key.primary_version, GALOIS)
     assert [len(chunk.data) for chunk in found] == [1 << 20, 1 << 20, len(data) - (2 << 20)]
     assert b"".join(chunk.data for chunk in found) == data
@@ -214,8 +215,11 @@ def _unchecked(policy):
     return policy
 
 
-async def test_a_damaged_public_key_is_not_given_out(client, suite):
+async def test_damaged_public_material_is_not_given_out(client, suite):
     key = await create_key(client)
     execute(suite.keys / "keys.db", "UPDATE key_versions SET public_key = substr(public_key, 2)")
-    with refused("DATA_LOSS", "PUBLIC_KEY_DAMAGED"):
+    with refused("DATA_LOSS", "PUBLIC_MATERIAL_DAMAGED"):
         await material(client, key.primary_version)
+    execute(suite.keys / "keys.db", "UPDATE evaluation_keys SET material = substr(material, 2)")
+    with refused("DATA_LOSS", "PUBLIC_MATERIAL_DAMAGED"):
+        await chunks(client, key.primary_version, GALOIS)

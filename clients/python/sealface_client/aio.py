@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import grpc
+
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Ckks, Scheme
@@ -20,7 +22,7 @@ from sealface.protocol.signing import Credential
 from sealface.recognition import models
 from sealface_client.channels import OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
-from sealface_client.errors import translated
+from sealface_client.errors import ServiceError, translated
 from sealface_client.faces import Faces
 from sealface_client.gallery import AsyncGallery
 from sealface_client.held_keys import KeyFolder
@@ -199,26 +201,45 @@ class AsyncClient:
             score_format=convert.layout_to_proto(layout),
             policy=convert.policy_to_proto(policy),
         )
-        if not client_held:
+        if client_held:
+            await self._register_key(key_id, key, layout)
+            return
+        try:
             with translated("keys"):
                 await self.keys.CreateKey(
                     key_service_pb2.CreateKeyRequest(key_id=key_id, key=key), timeout=self.timeout_s
                 )
-            return
-        material = await asyncio.to_thread(self.scheme.generate, layout.parameters)
+        except ServiceError as error:
+            # a gallery that was half made before is finished now, if it is the same
+            if error.reason != "KEY_EXISTS" or not await self._is_key(key_id, key):
+                raise
+
+    async def _is_key(self, key_id: str, wanted: key_pb2.Key) -> bool:
+        request = key_service_pb2.GetKeyRequest(name=f"keys/{key_id}")
         with translated("keys"):
-            registered = await self.keys.RegisterKey(
-                key_service_pb2.RegisterKeyRequest(key_id=key_id, key=key, public_key=material.public),
-                timeout=self.timeout_s,
+            found = await self.keys.GetKey(request, timeout=self.timeout_s)
+        found.policy.version = wanted.policy.version
+        fields = ("custody", "parameter_set", "score_format", "policy")
+        return all(getattr(found, field) == getattr(wanted, field) for field in fields)
+
+    async def _register_key(self, key_id: str, key: key_pb2.Key, layout: Layout) -> None:
+        material = await asyncio.to_thread(self.scheme.generate, layout.parameters)
+        version = f"keys/{key_id}/versions/1"
+        self.key_folder.save(version, material.secret)  # first: a registered key without its secret is of no use
+        request = key_service_pb2.RegisterKeyRequest(key_id=key_id, key=key, public_key=material.public)
+        try:
+            with translated("keys"):
+                await self.keys.RegisterKey(request, timeout=self.timeout_s)
+        except ServiceError as error:
+            if not error.retryable and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.key_folder.remove(version)  # it was refused, so nobody knows this key
+            raise
+        for element, evaluation_key in material.evaluation.items():
+            upload = key_service_pb2.UploadEvaluationKeyRequest(
+                key_version=version, galois_element=element, evaluation_key=evaluation_key
             )
-            self.key_folder.save(registered.primary_version, material.secret)
-            for element, evaluation_key in material.evaluation.items():
-                await self.keys.UploadEvaluationKey(
-                    key_service_pb2.UploadEvaluationKeyRequest(
-                        key_version=registered.primary_version, galois_element=element, evaluation_key=evaluation_key
-                    ),
-                    timeout=self.timeout_s,
-                )
+            with translated("keys"):
+                await self.keys.UploadEvaluationKey(upload, timeout=self.timeout_s)
 
     async def gallery(self, gallery_id: str) -> AsyncGallery:
         """A gallery, with its key's public material fetched and checked.

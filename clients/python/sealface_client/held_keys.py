@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Opener, Scheme
-from sealface.errors import NotFound
+from sealface.errors import AlreadyExists, NotFound
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import Policy
@@ -24,6 +24,10 @@ class SecretKeyMissing(NotFound):
     """The secret key of a client-held gallery is not on this machine."""
 
 
+class SecretKeyExists(AlreadyExists):
+    """A secret key of that name is on this machine already."""
+
+
 class KeyFolder:
     """Secret keys of client-held galleries, one file of mode 0600 each."""
 
@@ -31,9 +35,22 @@ class KeyFolder:
         self._folder = folder
 
     def save(self, key_version: str, secret: bytes) -> None:
-        """Keep a secret key."""
+        """Keep a secret key.
+
+        Raises:
+            SecretKeyExists: one of that name is here; it is not overwritten.
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._path(key_version).exists():
+            raise SecretKeyExists(
+                "a secret key of that name is on this machine: choose another id, or move its file away",
+                key=key_version,
+            )
         write_private(self._path(key_version), secret)
+
+    def remove(self, key_version: str) -> None:
+        """Drop a secret key that no service knows."""
+        self._path(key_version).unlink(missing_ok=True)
 
     def load(self, key_version: str) -> bytes:
         """A secret key.
@@ -74,9 +91,14 @@ class LocalJudge:
             DecisionNotGenuine: the results were made with another key, or are not what they claim.
         """
         try:
-            return open_results(self._opener, self._layout, [Result(item.ciphertext, item.slots) for item in results])
+            slots, found = open_results(
+                self._opener, self._layout, [Result(item.ciphertext, item.slots) for item in results]
+            )
         except (ScoresNotGenuine, ScoresMisplaced) as error:
             raise DecisionNotGenuine(error.message) from None
+        if not decision.each_once(slots):
+            raise DecisionNotGenuine("the scores name a slot twice: ask again")
+        return slots, found
 
     def verify(self, results: Sequence[decision_pb2.ScoreResult], claimed: Sequence[int]) -> Decision:
         """See `protocol.decision.verify`.

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from sealface.cli.output import Exit, Json, State, console, print_json, progress, reporting
-from sealface_client import Client, Gallery, ServiceError
+from sealface_client import Client, Gallery, SealfaceError, ServiceError
 
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery.")]
 SubjectId = Annotated[str, typer.Argument(help="Opaque id of the subject, 1 to 64 of [A-Za-z0-9._-].")]
@@ -37,8 +37,8 @@ def enroll(
         for image in images:
             try:
                 enrolled = opened.enroll(subject, image)
-            except ServiceError as error:
-                if error.retryable:
+            except SealfaceError as error:
+                if isinstance(error, ServiceError) and error.retryable:
                     raise
                 failed.append({"image": str(image), "reason": error.reason, "message": error.message})
                 continue

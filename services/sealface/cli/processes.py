@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -18,7 +19,7 @@ from typing import IO
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from sealface.errors import Unavailable
+from sealface.errors import Unavailable, WrongState
 from sealface.protocol.signing import Credential, write_private
 from sealface_client.endpoints import SERVICES_FILE
 
@@ -27,6 +28,10 @@ SERVICES = ("keys", "enrollment", "matching")
 ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "edge": "edge"}
 _START_S = 120.0
 _STOP_S = 30.0
+
+
+class StateInUse(WrongState):
+    """Other services run on the same state folder."""
 
 
 class ServiceDidNotStart(Unavailable):
@@ -51,6 +56,7 @@ class LocalServices:
     state: Path
     addresses: dict[str, str] = field(default_factory=dict)
     _processes: dict[str, _Process] = field(default_factory=dict)
+    _lock: IO[str] | None = None
 
     def pid(self, service: str) -> int:
         """Process id of a service."""
@@ -60,9 +66,15 @@ class LocalServices:
         """Start all three on free ports; returns when they accept calls.
 
         Raises:
+            StateInUse: others run on the same state folder.
             ServiceDidNotStart: one of them did not; its log says why.
         """
         _prepare(self.state)
+        self._lock = open(self.state / "lock", "w", opener=_private)  # noqa: SIM115 - held until they stop
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StateInUse("services run on this state folder already: stop them, or name another folder") from None
         self.launch("keys")
         for launched in [self._spawn(service) for service in SERVICES[1:]]:
             self._await(launched)
@@ -79,7 +91,7 @@ class LocalServices:
     def _spawn(self, service: str) -> _Process:
         zone = self.state / ZONES[service]
         command = [sys.executable, "-m", "sealface.cli.main", "serve", service, "--state", str(self.state)]
-        command += ["--listen", self.addresses.get(service, "127.0.0.1:0")]
+        command += ["--with-parent", "--listen", self.addresses.get(service, "127.0.0.1:0")]
         if service != "keys":
             command += ["--keys", self.addresses["keys"]]
         environment = os.environ | {
@@ -92,7 +104,7 @@ class LocalServices:
         with open(zone / f"{service}.log", "a", opener=_private) as log:
             popen = subprocess.Popen(  # noqa: S603 - our own program, no shell
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to: it closes with this process, whatever ends it
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -133,6 +145,8 @@ class LocalServices:
             except subprocess.TimeoutExpired:
                 process.popen.kill()
             process.popen.communicate()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _private(path: str, flags: int) -> int:

@@ -35,13 +35,14 @@ def serve(
     keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest picture that `edge` takes.")] = 12.0,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
     state = state.resolve()
     if service is None:
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, max_megapixels)
+        _serve_one(service, state, listen, keys, max_megapixels, with_parent)
 
 
 def _serve_all(state: Path) -> None:
@@ -62,7 +63,7 @@ def _serve_all(state: Path) -> None:
         services.stop()
 
 
-def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapixels: float) -> None:
+def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapixels: float, with_parent: bool) -> None:
     if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
         fail("name the key service's address with --keys", Exit.USAGE)
     zone = state / ZONES[service]
@@ -120,7 +121,8 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapi
 
             limits = Limits(max_pixels=int(max_megapixels * 1e6))
             server = await build_edge(EdgeConfig(state, config, limits), scheme)
-        await run(server, lambda address: print_json({"service": service.value, "address": address}))
+        ready = {"service": service.value}
+        await run(server, lambda address: print_json(ready | {"address": address}), with_stdin=with_parent)
 
     asyncio.run(main())
     sys.stdout.close()

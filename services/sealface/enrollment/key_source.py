@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import grpc
 
 from sealface.errors import Unavailable
@@ -40,4 +42,6 @@ class KeySource:
             public = b"".join([chunk.data async for chunk in chunks])
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, KeyServiceUnavailable("the key service does not answer: try again")) from None
+        if hashlib.sha256(public).digest() != key.public_key_digest:
+            raise KeyServiceUnavailable("the public key arrived incomplete: try again")
         return key, public

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sealface.cipher.layout import Layout
 from sealface.errors import AlreadyExists, InvalidInput, LimitExceeded, NotFound
 from sealface.storage import galleries as tables
+from sealface.storage.database import forget, reading
 from sealface.storage.galleries import GalleryNotFound
 
 MOST_TEMPLATES = 16
@@ -123,6 +124,7 @@ class Record:
             transaction.execute(
                 sa.insert(tables.retired).values(id=gallery_id, epoch=row.epoch, next_slot=row.next_slot)
             )
+        forget(self._engine)
         return erased
 
     def known_request(self, gallery_id: str, request_id: str, subject: str) -> Enrolled | None:
@@ -131,7 +133,7 @@ class Record:
         Raises:
             RequestIdReused: it was another subject's.
         """
-        with self._engine.begin() as transaction:
+        with reading(self._engine).begin() as transaction:
             return _known(transaction, gallery_id, request_id, subject)
 
     def enroll(self, gallery_id: str, key_version: str, subject: str, ciphertext: bytes, request_id: str) -> Enrolled:
@@ -213,6 +215,7 @@ class Record:
             transaction.execute(
                 sa.update(tables.galleries).where(tables.galleries.c.id == gallery_id).values(epoch=epoch)
             )
+        forget(self._engine)
         return len(slots), epoch
 
 

@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import numpy as np
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
+from sealface.cipher.scheme import Opener
 from sealface.cipher.wire import MalformedCiphertext
-from sealface.errors import InvalidInput
+from sealface.errors import InvalidInput, LimitExceeded
 from sealface.keys import wrapping
 from sealface.keys.callers import Callers, RequestExpired
-from sealface.keys.keyring import KeyClientHeld, KeyNotFound, Keyring
+from sealface.keys.keyring import Key, KeyClientHeld, KeyNotFound, Keyring
 from sealface.protocol import decision, names
 from sealface.protocol.decision import Decision
 from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
@@ -26,11 +29,16 @@ from sealface.storage import keys as tables
 
 LARGEST_LIFETIME_S = 600
 LARGEST_CLAIM = 16
+LARGEST_SEARCH = 1 << 24
 _IDENTITY = "decision signing key"
 
 
 class InvalidDecisionRequest(InvalidInput):
     """A decision request is malformed."""
+
+
+class TooManyScores(LimitExceeded):
+    """A decision was asked for on more scores than one request may hold."""
 
 
 class Operation(Enum):
@@ -102,7 +110,7 @@ class Judge:
         self._callers = callers
         self.signing_key = _identity(engine, provider)
 
-    def admit(self, request: Request, signed: bytes, signature: bytes) -> None:
+    def admit(self, request: Request, signed: bytes, signature: bytes) -> Hearing:
         """Check who asks, and that it is asked for the first time; the nonce is consumed.
 
         Args:
@@ -118,36 +126,69 @@ class Judge:
         if not now <= request.expires <= now + LARGEST_LIFETIME_S:
             raise RequestExpired("the request has expired or reaches too far ahead: sign a new one")
         self._callers.consume(request.nonce, request.expires)
-
-    def decide(self, request: Request, results: Sequence[Result], leads: Mapping[int, int]) -> Verdict:
-        """Open the results and decide under the key's policy.
-
-        Args:
-            request: an admitted request.
-            results: encrypted scores of all that was searched.
-            leads: slot -> first slot of its subject, for subjects with several templates.
-        """
         key_id, number = names.key_version(request.key_version)
         try:
-            key = self._keyring.get(key_id)
-            opener = self._keyring.opener(key_id, number)
+            return Hearing(request, self._keyring.get(key_id), self._keyring.opener(key_id, number))
         except (KeyNotFound, KeyClientHeld):
-            return Verdict(Refusal.KEY_VERSION, 0)
-        version = key.policy.version
+            return Hearing(request, None, None)
+
+
+class Hearing:
+    """One admitted request. Scores are opened as they arrive; only slots and distances are held.
+
+    Args:
+        request: the request.
+        key, opener: of its key version; None if that does not decide.
+    """
+
+    def __init__(self, request: Request, key: Key | None, opener: Opener | None) -> None:
+        self.request = request
+        self._key = key
+        self._opener = opener
+        self._refusal = None if key else Refusal.KEY_VERSION
+        self._slots: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._distances: list[NDArray[np.float64]] = [np.empty(0)]
+
+    def hear(self, results: Sequence[Result]) -> None:
+        """Open results; one that cannot be decided on spoils the whole request.
+
+        Raises:
+            TooManyScores: more were sent than one request may hold.
+        """
+        if self._key is None or self._opener is None or self._refusal or not results:
+            return
         try:
-            slots, distances = open_results(opener, key.layout, results)
+            slots, distances = open_results(self._opener, self._key.layout, results)
         except MalformedCiphertext:
-            return Verdict(Refusal.MALFORMED, version)
+            self._refusal = Refusal.MALFORMED
         except ScoresNotGenuine:
-            return Verdict(Refusal.NOT_GENUINE, version)
+            self._refusal = Refusal.NOT_GENUINE
         except ScoresMisplaced:
+            self._refusal = Refusal.SLOTS
+        else:
+            self._slots.append(slots)
+            self._distances.append(distances)
+        if sum(part.size for part in self._slots) > LARGEST_SEARCH:
+            raise TooManyScores(f"a decision is made on at most {LARGEST_SEARCH:,} scores", limit=LARGEST_SEARCH)
+
+    def verdict(self, leads: Mapping[int, int]) -> Verdict:
+        """Decide under the key's policy.
+
+        Args:
+            leads: slot -> first slot of its subject, for subjects with several templates.
+        """
+        version = self._key.policy.version if self._key else 0
+        if self._key is None or self._refusal:
+            return Verdict(self._refusal or Refusal.KEY_VERSION, version)
+        policy, request = self._key.policy, self.request
+        slots, distances = np.concatenate(self._slots), np.concatenate(self._distances)
+        if not decision.each_once(slots):
             return Verdict(Refusal.SLOTS, version)
         if request.operation is Operation.IDENTIFY:
-            named = decision.identify(key.policy, slots, distances, leads, request.max_candidates)
-            return Verdict(named, version)
+            return Verdict(decision.identify(policy, slots, distances, leads, request.max_candidates), version)
         if not decision.exactly(slots, request.claimed_slots):
             return Verdict(Refusal.SLOTS, version)
-        return Verdict(decision.verify(key.policy, slots, distances), version)
+        return Verdict(decision.verify(policy, slots, distances), version)
 
 
 def _identity(engine: sa.Engine, provider: wrapping.KeyEncryptionKey) -> Ed25519PrivateKey:

@@ -46,8 +46,8 @@ class InvalidGaloisElement(InvalidInput):
     """No Galois element of the parameter set."""
 
 
-class PublicKeyDamaged(DataCorrupted):
-    """A stored public key does not match its digest."""
+class PublicMaterialDamaged(DataCorrupted):
+    """A stored public or evaluation key does not match its digest."""
 
 
 class Custody(StrEnum):
@@ -185,12 +185,10 @@ class Keyring:
 
         Raises:
             KeyNotFound: there is no such version.
-            PublicKeyDamaged: the stored key does not match its digest.
+            PublicMaterialDamaged: the stored key does not match its digest.
         """
         row = self._version(key_id, number)
-        if hashlib.sha256(row.public_key).digest() != row.public_key_digest:
-            raise PublicKeyDamaged("a stored public key is damaged: restore the key service's database")
-        return bytes(row.public_key)
+        return _checked(row.public_key, row.public_key_digest)
 
     def evaluation_keys(self, key_id: str, number: int) -> Iterator[tuple[int, bytes]]:
         """Galois element and key, by element; one at a time.
@@ -208,8 +206,9 @@ class Keyring:
             found = list(elements)
         for element in found:
             with reading(self._engine).begin() as transaction:
-                query = sa.select(table.c.material).where(where, table.c.galois_element == element)
-                yield element, transaction.execute(query).scalar_one()
+                query = sa.select(table.c.material, table.c.digest).where(where, table.c.galois_element == element)
+                row = transaction.execute(query).one()
+            yield element, _checked(row.material, row.digest)
 
     def opener(self, key_id: str, number: int) -> Opener:
         """Opens results made under a version; cached.
@@ -288,8 +287,20 @@ class Keyring:
         where = (table.c.key == key_id, table.c.version == number, table.c.galois_element == element)
         transaction.execute(sa.delete(table).where(*where))
         transaction.execute(
-            sa.insert(table).values(key=key_id, version=number, galois_element=element, material=material)
+            sa.insert(table).values(
+                key=key_id,
+                version=number,
+                galois_element=element,
+                material=material,
+                digest=hashlib.sha256(material).digest(),
+            )
         )
+
+
+def _checked(material: bytes, digest: bytes) -> bytes:
+    if hashlib.sha256(material).digest() != digest:
+        raise PublicMaterialDamaged("stored public material is damaged: restore the key service's database")
+    return bytes(material)
 
 
 def _key(row: sa.Row[Any]) -> Key:

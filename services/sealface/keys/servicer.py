@@ -10,7 +10,7 @@ import grpc
 
 from sealface.errors import LimitExceeded
 from sealface.keys.callers import Caller, Callers, Role
-from sealface.keys.judge import InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
+from sealface.keys.judge import Hearing, InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, Keyring, version_name
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import Result
@@ -18,7 +18,7 @@ from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_servi
 
 _CHUNK_BYTES = 1 << 20
 _LARGEST_REQUEST_BYTES = 4096
-_LARGEST_RESULTS = 4096
+_MOST_LINKS = 1 << 20
 _OPERATIONS = {
     decision_pb2.OPERATION_VERIFY: Operation.VERIFY,
     decision_pb2.OPERATION_IDENTIFY: Operation.IDENTIFY,
@@ -42,8 +42,8 @@ _ROLE_VALUES = {role: value for value, role in _ROLES.items()}
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class TooManyResults(LimitExceeded):
-    """A decision was asked for on more results than one request may hold."""
+class TooManyLinks(LimitExceeded):
+    """A decision was asked for with more links between slots than one request may hold."""
 
 
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
@@ -159,25 +159,23 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     ) -> decision_pb2.SealedDecision:
         """See the contract."""
         first: key_service_pb2.DecideRequest | None = None
-        results: list[Result] = []
+        hearing: Hearing | None = None
         leads: dict[int, int] = {}
         async for message in request_iterator:
-            if first is None:
-                first = message
-                request = _request_from_proto(message.request.decision_request)
-                await asyncio.to_thread(
-                    self._judge.admit, request, message.request.decision_request, message.request.signature
-                )
-            results += [Result(item.ciphertext, item.slots) for item in message.results]
+            if first is None or hearing is None:
+                first, signed = message, message.request
+                request = _request_from_proto(signed.decision_request)
+                hearing = await asyncio.to_thread(self._judge.admit, request, signed.decision_request, signed.signature)
             leads.update((link.slot, link.lead) for link in message.links)
-            if len(results) > _LARGEST_RESULTS:
-                raise TooManyResults(
-                    f"a decision is made on at most {_LARGEST_RESULTS} results", limit=_LARGEST_RESULTS
-                )
-        if first is None:
+            if len(leads) > _MOST_LINKS:
+                raise TooManyLinks(f"a decision takes at most {_MOST_LINKS:,} links", limit=_MOST_LINKS)
+            if message.results:
+                results = [Result(item.ciphertext, item.slots) for item in message.results]
+                await asyncio.to_thread(hearing.hear, results)
+        if first is None or hearing is None:
             raise convert.missing("request")
-        verdict = await asyncio.to_thread(self._judge.decide, request, results, leads)
-        return self._seal(request, verdict, first.layout_epoch, first.share_searched)
+        verdict = hearing.verdict(leads)
+        return self._seal(hearing.request, verdict, first.layout_epoch, first.share_searched)
 
     def _seal(
         self, request: Request, verdict: Verdict, layout_epoch: int, share_searched: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 
@@ -14,6 +14,7 @@ from sealface.runtime.status import from_rpc_error
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
 
 RESULTS_A_MESSAGE = 32
+LINKS_A_MESSAGE = 50_000
 
 
 class KeyServiceUnavailable(Unavailable):
@@ -53,10 +54,18 @@ async def _messages(
         request=request,
         layout_epoch=search.epoch,
         share_searched=1.0,
-        links=[decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in search.leads.items()],
     )
+    for links in link_messages(search):
+        yield key_service_pb2.DecideRequest(links=links)
     async for results in result_messages(search):
         yield key_service_pb2.DecideRequest(results=results)
+
+
+def link_messages(search: Search) -> Iterator[list[decision_pb2.SlotLink]]:
+    """The search's links, in parts that fit a message."""
+    links = [decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in search.leads.items()]
+    for start in range(0, len(links), LINKS_A_MESSAGE):
+        yield links[start : start + LINKS_A_MESSAGE]
 
 
 async def result_messages(search: Search) -> AsyncIterator[list[decision_pb2.ScoreResult]]:

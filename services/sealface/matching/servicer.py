@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
 from sealface.errors import InvalidInput, SealfaceError
-from sealface.matching.decider import Decider, result_messages
+from sealface.matching.decider import Decider, link_messages, result_messages
 from sealface.matching.matcher import Matcher, Probe, Search
 from sealface.protocol import convert, names
 from sealface.runtime.status import to_status
@@ -48,7 +48,6 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
             return response
         async for results in result_messages(search):
             response.scores.results.extend(results)
-        response.scores.links.extend(_links(search))
         return response
 
     async def Identify(
@@ -66,13 +65,11 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
                 share_searched=1.0,
             )
             return
-        yield messages.IdentifyResponse(
-            scores=messages.EncryptedScores(links=_links(search)), layout_epoch=search.epoch, share_searched=1.0
-        )
+        yield _scores_response(search)
+        for links in link_messages(search):
+            yield _scores_response(search, links=links)
         async for results in result_messages(search):
-            yield messages.IdentifyResponse(
-                scores=messages.EncryptedScores(results=results), layout_epoch=search.epoch, share_searched=1.0
-            )
+            yield _scores_response(search, results=results)
 
     async def BatchIdentify(
         self, request_iterator: AsyncIterator[messages.BatchIdentifyRequest], context: Context
@@ -99,8 +96,13 @@ def _probe(message: messages.Probe) -> Probe:
     return Probe(message.ciphertext, message.key_version, message.parameter_set)
 
 
-def _links(search: Search) -> list[decision_pb2.SlotLink]:
-    return [decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in search.leads.items()]
+def _scores_response(
+    search: Search,
+    results: Sequence[decision_pb2.ScoreResult] = (),
+    links: Sequence[decision_pb2.SlotLink] = (),
+) -> messages.IdentifyResponse:
+    scores = messages.EncryptedScores(results=results, links=links)
+    return messages.IdentifyResponse(scores=scores, layout_epoch=search.epoch, share_searched=1.0)
 
 
 def _check_signed(

@@ -80,6 +80,11 @@ def identify(
     return Decision(tuple(best.values()))
 
 
+def each_once(slots: NDArray[np.int64]) -> bool:
+    """Whether no slot was scored twice."""
+    return np.unique(slots).size == slots.size
+
+
 def exactly(slots: NDArray[np.int64], claimed: Collection[int]) -> bool:
     """Whether the slots are the claimed ones, each once."""
     return slots.size == len(set(claimed)) and set(slots.tolist()) == set(claimed)

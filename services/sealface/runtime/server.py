@@ -99,12 +99,13 @@ def announce(confined: bool) -> None:
         _log.warning("not confined", message="no Landlock here: part the zones by users or containers")
 
 
-async def run(server: Server, ready: Callable[[str], None]) -> None:
+async def run(server: Server, ready: Callable[[str], None], with_stdin: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then finish what began.
 
     Args:
         server: the server.
         ready: called with the address when calls are accepted.
+        with_stdin: stop also when standard input ends, as it does when the process at its other end is gone.
     """
     # the event loop waits this long for a thread that computes in Python: 5 ms, the default, is most of a call
     sys.setswitchinterval(0.0002)
@@ -112,6 +113,8 @@ async def run(server: Server, ready: Callable[[str], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if with_stdin:
+        loop.add_reader(sys.stdin.fileno(), stopping.set)
     ready(await server.start())
     await stopping.wait()
     _log.info("stopping", message="finishing calls under way")

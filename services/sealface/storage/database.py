@@ -36,6 +36,20 @@ def open_sqlite(path: Path, metadata: sa.MetaData) -> sa.Engine:
     return engine
 
 
+def forget(engine: sa.Engine) -> bool:
+    """Move the write-ahead log into the database and empty it, so that erased rows are not left there.
+
+    Returns:
+        Whether it was emptied; a reader of an old snapshot can prevent it, until the next time.
+    """
+    connection = engine.raw_connection()  # outside any transaction
+    try:
+        busy, _, _ = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.close()
+    return not busy
+
+
 def reading(engine: sa.Engine) -> sa.Engine:
     """The same database for transactions that only read: they see one snapshot and wait for no writer."""
     return engine.execution_options(read_only=True)

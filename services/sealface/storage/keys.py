@@ -37,6 +37,7 @@ evaluation_keys = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True),
     sa.Column("galois_element", sa.Integer, primary_key=True),
     sa.Column("material", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.ForeignKeyConstraint(["key", "version"], ["key_versions.key", "key_versions.number"]),
 )
 

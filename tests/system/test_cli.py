@@ -1,0 +1,359 @@
+"""The command line as programs and people use it: JSON on one stream, one line of error on the other, exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sealface.cli.processes import LocalServices, local_services
+from sealface_client import Client
+from tests.system.conftest import DATA, POLICY, People, kill, revived
+
+FACES = DATA / "faces"
+DONE, NO, USAGE, FAILED = 0, 1, 2, 3
+THRESHOLDS = ("--threshold", "0.07", "--identification-threshold", "0.07")
+
+
+class Command:
+    """`sealface` as a subprocess."""
+
+    def __init__(self, state: Path | None, **environment: str) -> None:
+        self.state = state
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SEALFACE_")}
+        self.environment = clean | environment
+
+    def start(self, *words: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sealface.cli.main", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
+    def ran(self, *words: object, code: int) -> tuple[str, str]:
+        """What a command wrote to both streams."""
+        if self.state is not None and words[0] not in ("serve", "--help", "bench"):
+            words = (*words, "--state", self.state)
+        process = self.start(*words)
+        out, err = process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        assert process.returncode == code, (words, out, err)
+        return out, err
+
+    def json(self, *words: object, code: int = DONE) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        out, _ = self.ran(*words, "--json", code=code)
+        assert out.endswith("}\n")
+        assert out.count("\n") == 1
+        found = json.loads(out)
+        assert isinstance(found, dict)
+        return found
+
+    def error(self, *words: object, code: int) -> str:
+        """The one line on standard error; nothing on standard output."""
+        out, err = self.ran(*words, "--json", code=code)
+        assert out == ""
+        lines = [line for line in err.splitlines() if line.startswith("sealface: ")]
+        assert len(lines) == 1, err
+        assert err.endswith(lines[0] + "\n")
+        return lines[0]
+
+
+@pytest.fixture
+def sealface(services: LocalServices) -> Command:
+    return Command(services.state)
+
+
+def test_help_lists_the_commands() -> None:
+    out, _ = Command(None).ran("--help", code=DONE)
+    for command in ("serve", "gallery", "enroll", "verify", "identify", "erase", "keys", "bench", "evaluate"):
+        assert f" {command} " in out
+
+
+def test_galleries_by_command(sealface: Command) -> None:
+    made = sealface.json("gallery", "create", "by-hand", *THRESHOLDS)
+    assert made["gallery"] == "by-hand"
+    assert (made["custody"], made["privacy_level"], made["metric"]) == ("managed", "embedding", "cosine")
+    assert (made["model"], made["detector"], made["dimension"]) == ("Dlib", "dlib", 128)
+    assert (made["subjects"], made["templates"]) == (0, 0)
+    with Client.connect(sealface.state) as client:
+        gallery = client.gallery("by-hand")
+        for subject in ("ada", "ada", "bob"):
+            gallery.enroll(subject, People(1).somebody())
+    shown = sealface.json("gallery", "show", "by-hand")
+    assert (shown["subjects"], shown["templates"]) == (2, 3)
+    assert "by-hand" in {gallery["gallery"] for gallery in sealface.json("gallery", "list")["galleries"]}
+    assert sealface.json("gallery", "subjects", "by-hand") == {"subjects": {"ada": 2, "bob": 1}}
+    assert sealface.json("erase", "by-hand", "ada") == {"templates": 2}
+    assert "SUBJECT_NOT_FOUND" in sealface.error("erase", "by-hand", "ada", code=FAILED)
+    assert sealface.json("gallery", "delete", "by-hand") == {"templates": 1}
+    assert "GALLERY_NOT_FOUND" in sealface.error("gallery", "show", "by-hand", code=FAILED)
+
+
+def test_client_held_and_other_metrics_by_command(sealface: Command, services: LocalServices) -> None:
+    made = sealface.json(
+        "gallery", "create", "held", "--client-held", "--metric", "euclidean", "--largest-norm", 3, *THRESHOLDS
+    )
+    assert (made["custody"], made["privacy_level"], made["metric"]) == ("client_held", "client_key", "euclidean")
+    secret = services.state / "edge" / "keys" / "keys-held-versions-1.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:
+    sealface.json("gallery", "create", "keyed", *THRESHOLDS)
+    (key,) = (key for key in sealface.json("keys", "list")["keys"] if key["key"] == "keyed")
+    assert key["version"] == "keys/keyed/versions/1"
+    assert len(key["public_key_sha256"]) == 64
+    policy = sealface.json("keys", "policy", "keyed")
+    assert (policy["verification_threshold"], policy["version"]) == (0.07, 1)
+    changed = sealface.json("keys", "policy", "keyed", "--threshold", 0.09, "--max-candidates", 2)
+    assert (changed["verification_threshold"], changed["max_candidates"], changed["version"]) == (0.09, 2, 2)
+    made = sealface.json("keys", "caller", "guard", tmp_path)
+    assert made == {"caller": "callers/guard", "file": str(tmp_path / "guard.pem")}
+    assert (tmp_path / "guard.pem").stat().st_mode & 0o777 == 0o600
+
+    guard = Command(sealface.state, SEALFACE_CREDENTIAL=str(tmp_path / "guard.pem"))
+    assert "keyed" in {key["key"] for key in guard.json("keys", "list")["keys"]}
+    assert "OPERATOR_REQUIRED" in guard.error("gallery", "create", "mine", *THRESHOLDS, code=FAILED)
+    assert "CALLER_EXISTS" in sealface.error("keys", "caller", "guard", tmp_path, code=FAILED)
+
+
+def test_services_are_found_by_state_or_by_addresses(sealface: Command, services: LocalServices) -> None:
+    addresses = {f"SEALFACE_{name.upper()}": address for name, address in services.addresses.items()}
+    for other in (Command(None, SEALFACE_STATE=str(services.state)), Command(None, **addresses)):
+        assert other.json("gallery", "list") == sealface.json("gallery", "list")
+
+
+BAD_CALLS: dict[str, tuple[tuple[object, ...], int, str]] = {
+    "gallery id": (("gallery", "create", "Not_An_Id!", *THRESHOLDS), FAILED, "[a-z0-9-]"),
+    "gallery id, shown": (("gallery", "show", "UPPER"), USAGE, "[a-z0-9-]"),
+    "unknown gallery": (("gallery", "show", "nowhere"), FAILED, "create it, or list"),
+    "unknown gallery, deleted": (("gallery", "delete", "nowhere"), FAILED, "create it, or list"),
+    "unknown gallery, erased": (("erase", "nowhere", "ada"), FAILED, "create it, or list"),
+    "unknown gallery, enrolled": (("enroll", "nowhere", "ada", "a.jpg"), FAILED, "create it, or list"),
+    "unknown gallery, verified": (("verify", "nowhere", "ada", "a.jpg"), FAILED, "create it, or list"),
+    "unknown gallery, identified": (("identify", "nowhere", "a.jpg"), FAILED, "create it, or list"),
+    "subject id": (("erase", "nowhere", "not a subject"), FAILED, ""),
+    "unknown key": (("keys", "policy", "nowhere"), FAILED, "create it, or list"),
+    "threshold": (("gallery", "create", "g", "--threshold", "nan", "--identification-threshold", 1), USAGE, "finite"),
+    "model": (("gallery", "create", "g", "--model", "Nobody", *THRESHOLDS), USAGE, "choose one of"),
+    "false match rate": (("gallery", "create", "g", "--model", "SFace", "--threshold", "0.3"), USAGE, "give"),
+    "neither pictures nor embeddings": (("evaluate", "--pairs", "p.csv"), USAGE, "--images or --embeddings"),
+    "no pairs": (("evaluate", "--pairs", "nowhere.csv", "--images", ".", "--threshold", 0.1), USAGE, "file_x"),
+    "one service without the key service": (("serve", "matching"), USAGE, "--keys"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_an_error_is_one_line_that_names_the_next_step(sealface: Command, case: str) -> None:
+    words, code, next_step = BAD_CALLS[case]
+    if case == "subject id":
+        sealface.json("gallery", "create", "subjects", *THRESHOLDS)
+        words = ("erase", "subjects", "not a subject")
+        code = USAGE
+    assert next_step in sealface.error(*words, code=code)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("gallery", "create"),
+        ("gallery", "create", "g", "--threshold", "abc"),
+        ("gallery", "create", "g", "--metric", "manhattan"),
+        ("identify", "g", "a.jpg", "--most", "11"),
+        ("verify", "g"),
+        ("serve", "nothing"),
+        ("keys", "policy", "k", "--max-candidates", "0"),
+    ],
+)
+def test_wrong_words_are_a_matter_of_usage(words: tuple[str, ...]) -> None:
+    out, err = Command(None).ran(*words, code=USAGE)
+    assert out == ""
+    assert "Error" in err or "Usage" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("gallery", "list"),
+        ("gallery", "create", "g", *THRESHOLDS),
+        ("enroll", "g", "s", "a.jpg"),
+        ("verify", "g", "s", "a.jpg"),
+        ("identify", "g", "a.jpg"),
+        ("erase", "g", "s"),
+        ("keys", "list"),
+    ],
+)
+def test_no_services_are_known(tmp_path: Path, words: tuple[str, ...]) -> None:
+    assert "sealface serve" in Command(tmp_path).error(*words, code=USAGE)
+
+
+def test_a_credential_that_is_none(services: LocalServices, tmp_path: Path) -> None:
+    (tmp_path / "me.pem").write_text("no key")
+    command = Command(services.state, SEALFACE_CREDENTIAL=str(tmp_path / "me.pem"))
+    assert "me.pem" in command.error("gallery", "list", code=USAGE)
+
+
+def test_a_services_file_that_is_none(tmp_path: Path) -> None:
+    for content in ("", "[]", "{", '{"keys": 5}', "\xff"):
+        (tmp_path / "services.json").write_bytes(content.encode("latin-1"))
+        assert "sealface serve" in Command(tmp_path).error("gallery", "list", code=USAGE)
+
+
+def test_a_callers_folder_that_cannot_be(sealface: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sealface.error("keys", "caller", "nobody", tmp_path / "file", code=FAILED)
+    made = sealface.json("keys", "caller", "nobody", tmp_path / "new" / "folder")
+    assert Path(made["file"]).is_file(), "the id was not spent on the failure before"
+
+
+def test_a_state_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    Command(None).error("serve", "--state", tmp_path / "file", code=FAILED)
+
+
+def test_an_address_that_is_taken_or_none(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for address in (f"127.0.0.1:{taken.getsockname()[1]}", "nonsense"):
+            said = Command(None).ran("serve", "keys", "--state", tmp_path, "--listen", address, code=FAILED)[1]
+            assert "--listen" in said.splitlines()[-1]
+
+
+def _pairs(folder: Path, rows: list[list[str]]) -> Path:
+    path = folder / "pairs.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["file_x", "file_y", "Decision"], *rows])
+    return path
+
+
+def _embeddings(folder: Path, vectors: dict[str, Any]) -> Path:
+    path = folder / "embeddings.npz"
+    np.savez(path, names=list(vectors), emb=np.array(list(vectors.values()), np.float32))
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("no array"),
+        lambda path: path.write_bytes(b"PK\3\4 and then nothing"),
+        lambda path: path.write_bytes(b""),
+        lambda path: np.savez(path.open("wb"), other=np.zeros(3)),
+        lambda path: np.save(path.open("wb"), np.zeros(3)),
+        lambda path: np.savez(path.open("wb"), names=["a", "b"], emb=np.zeros((3, 128))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_embeddings_that_are_none(services: LocalServices, tmp_path: Path, write: Callable[[Path], object]) -> None:
+    pairs = _pairs(tmp_path, [["a", "b", "Yes"]])
+    write(tmp_path / "e.npz")
+    words = ("evaluate", "--pairs", pairs, "--embeddings", tmp_path / "e.npz", "--threshold", 0.1)
+    assert "names" in Command(services.state).error(*words, code=USAGE)
+
+
+def test_a_row_of_pairs_that_is_too_short(services: LocalServices, tmp_path: Path) -> None:
+    pairs = _pairs(tmp_path, [["a", "b", "Yes"], ["a"]])
+    found = _embeddings(tmp_path, {"a": np.ones(128), "b": np.ones(128)})
+    words = ("evaluate", "--pairs", pairs, "--embeddings", found, "--threshold", 0.1)
+    assert "file_x" in Command(services.state).error(*words, code=USAGE)
+
+
+@pytest.mark.faces
+def test_evaluate_says_what_killed_it(tmp_path: Path) -> None:
+    people = People(2)
+    faces = {f"p{number}": people.somebody() for number in range(2000)}
+    pairs = _pairs(tmp_path, [[name, name, "Yes"] for name in faces])
+    with local_services(tmp_path / "state") as services:
+        command = Command(None)
+        process = command.start(
+            *("evaluate", "--pairs", pairs, "--embeddings", _embeddings(tmp_path, faces), "--threshold", 0.07),
+            *("--json", "--state", services.state),
+        )
+        with Client.connect(services.state) as client:
+            until = time.monotonic() + 60
+            while not any(gallery.templates > 20 for gallery in client.galleries()):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        kill(services, "enrollment")
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (FAILED, "")
+        assert "Traceback" not in err
+        assert "the enrollment service does not answer" in err.splitlines()[-1]
+        services.launch("enrollment")
+
+
+def test_services_that_are_dead(sealface: Command, services: LocalServices) -> None:
+    with Client.connect(services.state) as client:
+        client.create_gallery("lonely", policy=POLICY).enroll("ada", People(1).somebody())
+    with revived(services, "enrollment"):
+        said = sealface.error("gallery", "list", code=FAILED)
+        assert "the enrollment service does not answer: start it (`sealface serve`)" in said
+    with revived(services, "keys"):
+        assert "the keys service does not answer" in sealface.error("keys", "list", code=FAILED)
+
+
+@pytest.mark.faces
+@pytest.mark.data
+def test_faces_by_command(sealface: Command, tmp_path: Path) -> None:
+    obama = [FACES / "img1.jpg", FACES / "img2.jpg"]
+    sealface.json("gallery", "create", "door", "--largest-face")
+    enrolled = sealface.json("enroll", "door", "4711", obama[0])
+    assert (enrolled["templates"], enrolled["failed"]) == (["galleries/door/subjects/4711/templates/1"], [])
+    assert enrolled["bytes_sent"] > 50_000
+
+    match = sealface.json("verify", "door", "4711", obama[1])
+    assert (match["decision"], match["candidates"], match["searched"]) == ("MATCH", ["4711"], 1.0)
+    assert {"ms", "bytes_sent"} <= match.keys()
+    other = _other(tmp_path)
+    assert sealface.json("verify", "door", "4711", other, code=NO)["decision"] == "NO_MATCH"
+    found = sealface.json("identify", "door", obama[1])
+    assert (found["decision"], found["candidates"], found["searched"]) == ("MATCH", ["4711"], 1.0)
+    assert sealface.json("identify", "door", other, code=NO)["candidates"] == []
+
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert "IMAGE_UNREADABLE" in sealface.error("enroll", "door", "x", tmp_path / "missing.jpg", code=USAGE)
+    sealface.error("verify", "door", "4711", tmp_path / "text.jpg", code=USAGE)
+    sealface.error("identify", "door", tmp_path / "text.jpg", code=USAGE)
+    assert "SUBJECT_NOT_FOUND" in sealface.error("verify", "door", "nobody", obama[1], code=FAILED)
+    assert sealface.json("gallery", "subjects", "door") == {"subjects": {"4711": 1}}
+
+
+def _other(folder: Path) -> Path:
+    """Somebody else than img1.jpg's person."""
+    with (FACES / "pairs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    same = {row[side] for row in rows if row["Decision"] == "Yes" and "img1.jpg" in row.values() for side in row}
+    return next(
+        FACES / row["file_y"]
+        for row in rows
+        if row["Decision"] == "No" and row["file_x"] == "img1.jpg" and row["file_y"] not in same
+    )
+
+
+def test_an_interrupted_serve_leaves_no_process(tmp_path: Path) -> None:
+    process = Command(None).start("serve", "--state", tmp_path, "--json")
+    assert process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    assert ready.keys() == {"keys", "enrollment", "matching", "ca", "state"}
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 3
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=40)
+    assert (process.returncode, out) == (DONE, "")
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
