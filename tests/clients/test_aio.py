@@ -12,7 +12,7 @@ from sealface.protocol.policy import Policy
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
 from sealface_client import AsyncClient, Enrolled, ServiceError
-from sealface_client.aio import CredentialMissing
+from sealface_client.aio import CredentialMissing, KeyNotTrusted
 from sealface_client.decisions import PendingDecision
 from sealface_client.faces import ImageUnreadable
 from sealface_client.gallery import SubjectNotFound
@@ -70,7 +70,7 @@ async def test_a_public_key_that_is_not_the_pinned_one_is_refused(suite, client,
     version = door.info.key_version
     right = (await client.list_keys())[0].public_key_digest
     assert (await suite.client(pins={version: right}).gallery("door")).id == "door"
-    with pytest.raises(DecisionNotGenuine):
+    with pytest.raises(KeyNotTrusted):
         await suite.client(pins={version: bytes(32)}).gallery("door")
 
 
@@ -81,8 +81,50 @@ async def test_a_public_key_that_is_not_its_digests_is_refused(suite, client, do
     changed = (other, hashlib.sha256(other).digest())
     assert execute(suite.keys / "keys.db", "UPDATE key_versions SET public_key = ?, public_key_digest = ?", *changed)
     await client.gallery("door")
-    with pytest.raises(DecisionNotGenuine):
+    with pytest.raises(KeyNotTrusted):
         await suite.client(pins={door.info.key_version: right}).gallery("door")
+
+
+async def test_with_pins_an_unpinned_key_is_refused(suite, client, door):
+    with pytest.raises(KeyNotTrusted):
+        await suite.client(pins={"keys/other/versions/1": bytes(32)}).gallery("door")
+
+
+async def test_compute_cannot_name_another_key(suite, client, door):
+    """Whoever colludes with compute may have registered a key of their own."""
+    await client.create_gallery("mine", policy=POLICY, client_held=True)
+    await client.delete_gallery("mine")
+    execute(suite.compute / "record.db", "UPDATE galleries SET key_version = 'keys/mine/versions/1'")
+    with pytest.raises(KeyNotTrusted):
+        await client.gallery("door")
+
+
+# --- nothing a caller does depends on the answer
+
+
+@pytest.mark.parametrize("enrolled_since", [False, True])
+async def test_compute_sees_the_same_calls_whatever_the_decision(suite, client, door, enrolled_since):
+    calls: list[str] = []
+    for stub, name in (
+        (client.matching, "Verify"),
+        (client.matching, "Identify"),
+        (client.enrollment, "ListSlotChanges"),
+        (client.enrollment, "GetSubject"),
+    ):
+        method = getattr(stub, name)
+        setattr(stub, name, lambda *a, name=name, method=method, **k: calls.append(name) or method(*a, **k))
+    other = await suite.client().gallery("door")
+    await other.enroll("a", person(1))
+    seen: dict[bool, list[list[str]]] = {True: [], False: []}
+    for match in (True, False, True, False):
+        if enrolled_since:
+            await other.enroll("a", person(2))
+        calls.clear()
+        assert (await door.verify("a", person(1 if match else 9))).match is match
+        assert (await door.identify(person(1 if match else 9))).match is match
+        seen[match].append(calls.copy())
+    assert seen[True][1] == seen[False][0] == seen[False][1]
+    assert "Verify" in seen[True][0]
 
 
 async def test_policies_are_read_and_replaced(client, door):

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sealface.edge.server import SERVICE, EdgeConfig, build
-from sealface.protocol.signing import Credential
+from sealface.protocol.signing import Credential, CredentialUnreadable
 from sealface.recognition import Limits
 from sealface.runtime import logs
 from sealface.runtime.server import ServerConfig
@@ -64,7 +64,7 @@ async def test_it_signs_with_a_credential_of_its_own(zones: Zones) -> None:
     (own,) = [caller for caller in await callers(zones) if caller.name != "callers/operator"]
     assert own.name.startswith("callers/edge-")
     assert own.role == caller_pb2.CALLER_ROLE_VERIFIER
-    (file,) = (zones.state / "edge").glob("edge-*.pem")
+    (file,) = (zones.state / "edge-service").glob("edge-*.pem")
     assert Credential.load(file).verifying_key == own.verifying_key
     assert file.stat().st_mode & 0o777 == 0o600
     await zones.start_edge()
@@ -89,7 +89,7 @@ async def test_it_needs_no_operator(zones: Zones, tmp_path: Path, monkeypatch: p
 
     given = Credential.generate("callers/given")
     await zones.client.create_caller("given", given.verifying_key)
-    (own,) = (zones.state / "edge").glob("edge-*.pem")
+    (own,) = (zones.state / "edge-service").glob("edge-*.pem")
     own.unlink()
     with pytest.raises(CredentialMissing, match="SEALFACE_CREDENTIAL"):
         await zones.start_edge()
@@ -97,7 +97,7 @@ async def test_it_needs_no_operator(zones: Zones, tmp_path: Path, monkeypatch: p
     await zones.start_edge()
     assert await zones.verify("p0", embedding(0, 1)) == "DECISION_MATCH"
     monkeypatch.setenv("SEALFACE_CREDENTIAL", str(tmp_path / "missing.pem"))
-    with pytest.raises(CredentialMissing, match=r"missing\.pem"):
+    with pytest.raises(CredentialUnreadable, match=r"missing\.pem"):
         await zones.start_edge()
 
 
@@ -250,7 +250,7 @@ async def test_nothing_of_a_face_stays_or_leaves(
     taps = {name: Tap(zones.addresses[name]) for name in ("keys", "enrollment", "matching")}
     zones.write_services(**{name: await tap.start() for name, tap in taps.items()})
     await zones.start_edge()
-    before = {path.name for path in (zones.state / "edge").rglob("*")}
+    before = {path.name for path in (zones.state / "edge-service").rglob("*")}
     faces = [embedding(0), embedding(0, 1), embedding(1)]
     try:
         await zones.enroll("p0", faces[0])
@@ -264,8 +264,8 @@ async def test_nothing_of_a_face_stays_or_leaves(
     await zones.stop_service("edge")
 
     wanted = set().union(*map(runs, faces))
-    assert {path.name for path in (zones.state / "edge").rglob("*")} == before
-    for path in (zones.state / "edge").rglob("*"):
+    assert {path.name for path in (zones.state / "edge-service").rglob("*")} == before
+    for path in (zones.state / "edge-service").rglob("*"):
         assert path.is_dir() or not holds(read(path), wanted), path
     sent = [request for tap in taps.values() for request in tap.requests]
     assert max(map(len, sent)) > 10_000  # ciphertexts went by

@@ -466,3 +466,26 @@ async def test_a_caller_that_gives_up_leaves_the_service_working(client, door_ke
         await client.keys.Decide(never(), timeout=0.3)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (await door_key.decide(ask(alice, door_key.probe), door_key.results({1: ME}))).outcome == MATCH
+
+
+# --- what compute could learn from how a request goes
+
+
+async def test_results_after_a_refusal_are_opened_all_the_same(door_key, alice, monkeypatch):
+    from sealface.keys import judge
+
+    opened = []
+    real = judge.open_results
+    monkeypatch.setattr(judge, "open_results", lambda *a: opened.append(len(a[2])) or real(*a))
+    good = door_key.results({slot: person(slot) for slot in range(1, 200)})
+    spoilt = decision_pb2.ScoreResult(shape=good[0].shape, ciphertext=b"x", slots=good[0].slots)
+    for results in ([spoilt, *good[1:]], good):
+        opened.clear()
+        await door_key.decide(ask(alice, door_key.probe), results)
+        assert sum(opened) == len(results)
+
+
+async def test_a_verification_takes_no_more_results_than_it_claims_slots(door_key, alice):
+    results = door_key.results({slot: person(slot) for slot in range(1, 17 * door_key.layout.capacity + 1)})
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_SCORES"):
+        await door_key.decide(ask(alice, door_key.probe, claimed_slots=[1]), results)

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -131,3 +133,27 @@ def test_a_search_equals_the_plain_definition(distances, owners, most, largest):
 )
 def test_exactly(slots, claimed, same):
     assert decision.exactly(np.array(slots, np.int64), claimed) is same
+
+
+def test_a_search_does_the_same_work_whoever_matches():
+    """Compute may send the same scores under many slots and link them as it likes."""
+    policy = Policy(verification_threshold=0.4, identification_threshold=0.4, max_candidates=5)
+    slots = np.arange(1, 20_001)
+    leads = dict.fromkeys(range(2, 20_001), 1)
+
+    def steps(distance: float) -> int:
+        count = 0
+
+        def trace(frame, event, arg):
+            nonlocal count
+            count += event == "line"
+            return trace
+
+        sys.settrace(trace)
+        try:
+            decision.identify(policy, slots, np.full(slots.size, distance), leads, 5)
+        finally:
+            sys.settrace(None)
+        return count
+
+    assert abs(steps(0.1) - steps(0.9)) < 50

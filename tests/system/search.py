@@ -43,7 +43,7 @@ class Patterns:
         """Names of what the data hold."""
         found = {name for pattern, name in self._plain if pattern in data}
         for odd in (0, 1):
-            pairs = np.frombuffer(data, "<u2", max(0, len(data) - odd) // 2, odd)
+            pairs = np.frombuffer(data[odd:], "<u2", max(0, len(data) - odd) // 2)
             places = np.flatnonzero(self._likely[pairs[:-1]])
             keys = pairs[places].astype(np.uint32) | pairs[places + 1].astype(np.uint32) << np.uint32(16)
             for at in places[np.isin(keys, self._keys)]:

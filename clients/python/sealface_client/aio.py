@@ -14,10 +14,9 @@ import grpc
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Ckks, Scheme
-from sealface.errors import InvalidInput
+from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
 from sealface.protocol.policy import Policy
-from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
 from sealface.recognition import models
 from sealface_client.channels import OperatorSigner, open_channel
@@ -33,6 +32,10 @@ from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2, key_se
 from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
 DEADLINE_S = 60.0
+
+
+class KeyNotTrusted(WrongState):
+    """A gallery's key is not what the key service or the caller's pin says."""
 
 
 class CredentialMissing(InvalidInput):
@@ -246,7 +249,7 @@ class AsyncClient:
 
         Raises:
             ServiceError: there is none of that id, or a service is away.
-            DecisionNotGenuine: the public key is not the one its digest or the caller's pin names.
+            KeyNotTrusted: the key is not the one of the gallery's name, or not the one the caller pinned.
         """
         names.check_id(gallery_id, "gallery_id")
         request = enrollment.GetGalleryRequest(name=f"galleries/{gallery_id}")
@@ -258,10 +261,20 @@ class AsyncClient:
                 key_service_pb2.GetMaterialRequest(key_version=gallery.key_version), timeout=self.timeout_s
             )
             public = b"".join([chunk.data async for chunk in material])
+        # compute names the key: what is encrypted under is what the key service, and the caller's pin, say it is
+        same = (gallery.key, gallery.key_version, gallery.custody, gallery.parameter_set, gallery.score_format) == (
+            f"keys/{gallery_id}",
+            key.primary_version,
+            key.custody,
+            key.parameter_set,
+            key.score_format,
+        )
         digest = hashlib.sha256(public).digest()
-        if digest != self._pins.get(gallery.key_version, key.public_key_digest):
-            raise DecisionNotGenuine(
-                "the public key is not the pinned one: do not encrypt, and tell the operator of the key service"
+        pinned = self._pins.get(gallery.key_version) if self._pins else key.public_key_digest
+        if not same or digest != key.public_key_digest or digest != pinned:
+            raise KeyNotTrusted(
+                "the gallery's key is not the one of its name at the key service, or not the pinned one: "
+                "do not encrypt, and tell the operator of the key service"
             )
         return AsyncGallery(self, gallery, key, public)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,16 @@ class Faces:
         if isinstance(face, np.ndarray):
             return np.asarray(face, np.float64)
         return await asyncio.to_thread(self._embed, face, pipeline)
+
+    async def embed_all(self, picture: str | Path | bytes, pipeline: Pipeline) -> list[NDArray[np.float64]]:
+        """The embeddings (d,) of every face in a picture, the largest first; errors as for `embed`."""
+
+        def embed() -> list[NDArray[np.float64]]:
+            image = picture if isinstance(picture, bytes) else _read(Path(picture))
+            every = replace(pipeline, several=FaceRule.ALL)
+            return [face.embedding for face in self.embedder(every).embed(image)]
+
+        return await asyncio.to_thread(embed)
 
     def _embed(self, face: str | Path | bytes, pipeline: Pipeline) -> NDArray[np.float64]:
         image = face if isinstance(face, bytes) else _read(Path(face))

@@ -163,6 +163,10 @@ class Gallery:
         """See `AsyncGallery.embed`."""
         return self._loop.run(self._gallery.embed(face))
 
+    def embed_all(self, picture: str | Path | bytes) -> list[NDArray[np.float64]]:
+        """See `AsyncGallery.embed_all`."""
+        return self._loop.run(self._gallery.embed_all(picture))
+
     def enroll(self, subject: str, face: Face, *, request_id: str | None = None) -> Enrolled:
         """See `AsyncGallery.enroll`."""
         return self._loop.run(self._gallery.enroll(subject, face, request_id=request_id))

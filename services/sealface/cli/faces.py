@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from sealface.cli.output import Exit, Json, State, console, print_json, progress, reporting
-from sealface_client import Client, Gallery, SealfaceError, ServiceError
+from sealface_client import Client, Gallery, Identification, SealfaceError, ServiceError
 
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery.")]
 SubjectId = Annotated[str, typer.Argument(help="Opaque id of the subject, 1 to 64 of [A-Za-z0-9._-].")]
@@ -38,7 +38,7 @@ def enroll(
             try:
                 enrolled = opened.enroll(subject, image)
             except SealfaceError as error:
-                if isinstance(error, ServiceError) and error.retryable:
+                if len(images) == 1 or (isinstance(error, ServiceError) and error.retryable):
                     raise
                 failed.append({"image": str(image), "reason": error.reason, "message": error.message})
                 continue
@@ -84,6 +84,7 @@ def identify(
     gallery: GalleryId,
     image: Image,
     most: Annotated[int | None, typer.Option(min=1, max=10, help="Most subjects to name.")] = None,
+    every_face: Annotated[bool, typer.Option("--every-face", help="Search for every face in the picture.")] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -91,25 +92,40 @@ def identify(
     with Client.connect(state) as client:
         opened = client.gallery(gallery)
         _warm(opened)
-        result = opened.identify(image, most)
+        if every_face:
+            results = []
+            for found in opened.identify_many(opened.embed_all(image), most):
+                if isinstance(found, SealfaceError):
+                    raise found
+                results.append(found)
+        else:
+            results = [opened.identify(image, most)]
+    described = [_describe(result) for result in results]
     if as_json:
-        print_json(
-            {
-                "decision": "MATCH" if result.match else "NO_MATCH",
-                "candidates": [named.subject for named in result.candidates],
-                "searched": result.searched,
-                "ms": round(result.ms, 2),
-                "bytes_sent": result.bytes_sent,
-            }
-        )
+        print_json({"faces": described} if every_face else described[0])
     else:
-        table = Table("rank", "subject", "distance", "confidence", title=f"searched {result.searched:.0%}")
-        for rank, named in enumerate(result.candidates, 1):
-            told = [f"{value:.3f}" if value is not None else "not told" for value in (named.distance, named.confidence)]
-            table.add_row(str(rank), named.subject, *told)
-        console.print(table if result.candidates else "[red]NO MATCH[/]: nobody in the gallery is near enough")
-        console.print(f"{result.ms:.0f} ms, {result.bytes_sent:,} bytes sent")
-    raise typer.Exit(Exit.DONE if result.match else Exit.NO)
+        for number, result in enumerate(results, 1):
+            _show(result, f"face {number} of {len(results)}: " if every_face else "")
+    raise typer.Exit(Exit.DONE if any(result.match for result in results) else Exit.NO)
+
+
+def _describe(result: Identification) -> dict[str, Any]:
+    return {
+        "decision": "MATCH" if result.match else "NO_MATCH",
+        "candidates": [named.subject for named in result.candidates],
+        "searched": result.searched,
+        "ms": round(result.ms, 2),
+        "bytes_sent": result.bytes_sent,
+    }
+
+
+def _show(result: Identification, which: str) -> None:
+    table = Table("rank", "subject", "distance", "confidence", title=f"{which}searched {result.searched:.0%}")
+    for rank, named in enumerate(result.candidates, 1):
+        told = [f"{value:.3f}" if value is not None else "not told" for value in (named.distance, named.confidence)]
+        table.add_row(str(rank), named.subject, *told)
+    console.print(table if result.candidates else f"{which}[red]NO MATCH[/]: nobody in the gallery is near enough")
+    console.print(f"{result.ms:.0f} ms, {result.bytes_sent:,} bytes sent")
 
 
 @reporting

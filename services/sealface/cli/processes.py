@@ -25,7 +25,7 @@ from sealface_client.endpoints import SERVICES_FILE
 
 OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
-ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "edge": "edge"}
+ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "edge": "edge-service"}
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -160,7 +160,7 @@ def _first_line(pipe: IO[str]) -> str:
 
 def _prepare(state: Path) -> None:
     """Folders by zone, and the operator's credential: the private half in the edge, the public one in the keys."""
-    for zone in {*ZONES.values()}:
+    for zone in {*ZONES.values(), "edge"}:
         (state / zone).mkdir(mode=0o700, parents=True, exist_ok=True)
     private = state / "edge" / f"{OPERATOR}.pem"
     credential = Credential.load(private) if private.exists() else Credential.generate(f"callers/{OPERATOR}")

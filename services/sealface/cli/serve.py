@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -83,6 +84,9 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapi
     if service is Service.EDGE:
         from sealface.recognition.weights import weights_folder
 
+        made = subprocess.run([sys.executable, "-m", "sealface.edge.credential", str(state)])  # noqa: S603 - our own
+        if made.returncode:
+            fail("the edge service has no credential: see above")
         readable = [weights_folder(), state / "services.json"]
         readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
     confined = confine(_PACKAGES, [zone], readable)

@@ -1,70 +1,76 @@
-"""What this service signs its requests for decisions with: a credential of its own, which is no operator's."""
+"""What this service signs its requests for decisions with: a credential of its own, which is no operator's.
+
+Where an operator's credential lies in the state folder, one is made and registered with it before the service starts,
+by a process of its own: `python -m sealface.edge.credential STATE`. The service itself, which decodes pictures from
+strangers, can read neither the operator's credential nor the secret keys beside it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import sys
 from pathlib import Path
 
 import grpc
 
+from sealface.errors import SealfaceError
 from sealface.protocol.signing import Credential
 from sealface_client import AsyncClient, Endpoints, ServiceError
 from sealface_client.aio import CredentialMissing
 
+FOLDER = "edge-service"
+"""The service's own folder in the state folder."""
 
-async def own_credential(folder: Path, endpoints: Endpoints) -> Credential:
-    """SEALFACE_CREDENTIAL's file; else one of its own, registered where an operator's credential lies beside it.
 
-    Args:
-        folder: the edge zone's state.
-        endpoints: where the key service is.
+def own_credential(folder: Path) -> Credential:
+    """SEALFACE_CREDENTIAL's file, else the one in the service's own folder.
 
     Raises:
-        CredentialMissing: there is none, and nobody to register one.
-        ServiceError: the key service did not register it.
+        CredentialMissing: there is none.
+        CredentialUnreadable: a file holds no signing key.
     """
     named = os.environ.get("SEALFACE_CREDENTIAL")
-    if named:
-        return _load(Path(named))
-    held, operator = _held(folder), _operator(folder)
-    if operator is None:
-        if held is None:
-            raise CredentialMissing(
-                "no signing credential for the edge service: make one (`sealface keys caller edge DIR`) and set "
-                "SEALFACE_CREDENTIAL to its file"
-            )
-        return held
-    if held is None:
-        held = Credential.generate(f"callers/edge-{secrets.token_hex(4)}")
-        held.save(folder)  # before it is registered, which is repeated at every start
-    await _register(held, operator, endpoints)
-    return held
-
-
-def _held(folder: Path) -> Credential | None:
-    files = sorted(folder.glob("edge-*.pem"))
-    return _load(files[0]) if files else None
-
-
-def _operator(folder: Path) -> Credential | None:
-    file = folder / "operator.pem"
-    return _load(file) if file.exists() else None
-
-
-def _load(file: Path) -> Credential:
-    try:
-        return Credential.load(file)
-    except OSError:
+    file = Path(named) if named else _held(folder)
+    if file is None:
         raise CredentialMissing(
-            f"{file.name} cannot be read: name the edge service's credential in SEALFACE_CREDENTIAL"
-        ) from None
+            "no signing credential for the edge service: make one (`sealface keys caller edge DIR`) and set "
+            "SEALFACE_CREDENTIAL to its file"
+        )
+    return Credential.load(file)
 
 
-async def _register(credential: Credential, operator: Credential, endpoints: Endpoints) -> None:
-    async with AsyncClient(endpoints, operator) as client:
+async def provide(state: Path) -> None:
+    """Make the service's credential and register it, where an operator's is at hand; repeated at every start.
+
+    Raises:
+        NoServices: nothing says where the key service is.
+        ServiceError: the key service did not register it.
+    """
+    operator = state / "edge" / "operator.pem"
+    if os.environ.get("SEALFACE_CREDENTIAL") or not operator.exists():
+        return
+    folder = state / FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = _held(folder)
+    own = Credential.load(held) if held else Credential.generate(f"callers/edge-{secrets.token_hex(4)}")
+    if held is None:
+        own.save(folder)
+    async with AsyncClient(Endpoints.discover(state), Credential.load(operator)) as client:
         try:
-            await client.create_caller(credential.caller.removeprefix("callers/"), credential.verifying_key)
+            await client.create_caller(own.caller.removeprefix("callers/"), own.verifying_key)
         except ServiceError as error:
             if error.code is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
+
+
+def _held(folder: Path) -> Path | None:
+    return next(iter(sorted(folder.glob("edge-*.pem"))), None)
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(provide(Path(sys.argv[1])))
+    except SealfaceError as error:
+        sys.exit(error.message)

@@ -9,7 +9,7 @@ import structlog
 
 from sealface.cipher.scheme import Scheme
 from sealface.edge.client import EdgeClient
-from sealface.edge.credential import own_credential
+from sealface.edge.credential import FOLDER, own_credential
 from sealface.edge.faces import DEFAULT_LIMITS, OneAtATime
 from sealface.edge.galleries import OpenGalleries
 from sealface.edge.servicer import EdgeServicer
@@ -32,7 +32,7 @@ class EdgeConfig:
     """What the edge service needs.
 
     Attributes:
-        state: state folder: says where the services are; its `edge` folder is this service's own.
+        state: state folder: says where the services are; its `edge-service` folder is this service's own.
         server: how it listens; the largest message follows from the largest picture.
         limits: what pictures are accepted.
         warm: whether models are loaded before it is ready; not needed where callers send embeddings.
@@ -62,13 +62,13 @@ async def build(config: EdgeConfig, scheme: Scheme) -> EdgeServer:
 
     Raises:
         NoServices: nothing says where the other services are.
-        CredentialMissing, ServiceError: it has no credential; see `own_credential`.
+        CredentialMissing, CredentialUnreadable: it has no credential; see `own_credential`.
     """
-    folder = config.state / "edge"
+    folder = config.state / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     endpoints = Endpoints.discover(config.state)
     faces = OneAtATime(config.limits)
-    client = EdgeClient(endpoints, await own_credential(folder, endpoints), faces, scheme)
+    client = EdgeClient(endpoints, own_credential(folder), faces, scheme)
     if config.warm:
         await _warm(client, faces)
     largest = config.limits.max_bytes + _MARGIN_BYTES

@@ -64,7 +64,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             layout=convert.layout_from_proto(key.parameter_set, key.score_format),
             privacy_level=gallery.privacy_level,
             fusion=gallery.fusion,
-            recognition=gallery.recognition.SerializeToString(),
+            recognition=_recognition(gallery.recognition),
         )
         await asyncio.to_thread(self._record.create_gallery, new)
         return await self._gallery(gallery_id)
@@ -210,6 +210,14 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
 
 def _template_name(gallery_id: str, subject: str, slot: int) -> str:
     return f"galleries/{gallery_id}/subjects/{subject}/templates/{slot}"
+
+
+def _recognition(message: gallery_pb2.Recognition) -> bytes:
+    """The fields this version knows; what else came with them is not kept."""
+    known = gallery_pb2.Recognition()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    return known.SerializeToString()
 
 
 def _check_gallery(gallery: gallery_pb2.Gallery) -> None:

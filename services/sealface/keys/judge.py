@@ -29,7 +29,7 @@ from sealface.storage import keys as tables
 
 LARGEST_LIFETIME_S = 600
 LARGEST_CLAIM = 16
-LARGEST_SEARCH = 1 << 24
+LARGEST_SEARCH = 1 << 21
 _IDENTITY = "decision signing key"
 
 
@@ -146,30 +146,40 @@ class Hearing:
         self._key = key
         self._opener = opener
         self._refusal = None if key else Refusal.KEY_VERSION
+        self._results = 0
         self._slots: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         self._distances: list[NDArray[np.float64]] = [np.empty(0)]
 
     def hear(self, results: Sequence[Result]) -> None:
         """Open results; one that cannot be decided on spoils the whole request.
 
+        The others are opened all the same: when a request is refused must not show in the time it takes.
+
         Raises:
             TooManyScores: more were sent than one request may hold.
         """
-        if self._key is None or self._opener is None or self._refusal or not results:
+        self._results += len(results)
+        if self._key is None or self._opener is None:
+            most = LARGEST_SEARCH
+        elif self.request.operation is Operation.VERIFY:
+            most = LARGEST_CLAIM
+        else:
+            most = -(-LARGEST_SEARCH // self._key.layout.capacity)
+        if self._results > most:
+            raise TooManyScores(f"a decision of this kind is made on at most {most:,} results", limit=most)
+        if self._key is None or self._opener is None or not results:
             return
         try:
             slots, distances = open_results(self._opener, self._key.layout, results)
         except MalformedCiphertext:
-            self._refusal = Refusal.MALFORMED
+            self._refusal = self._refusal or Refusal.MALFORMED
         except ScoresNotGenuine:
-            self._refusal = Refusal.NOT_GENUINE
+            self._refusal = self._refusal or Refusal.NOT_GENUINE
         except ScoresMisplaced:
-            self._refusal = Refusal.SLOTS
+            self._refusal = self._refusal or Refusal.SLOTS
         else:
             self._slots.append(slots)
             self._distances.append(distances)
-        if sum(part.size for part in self._slots) > LARGEST_SEARCH:
-            raise TooManyScores(f"a decision is made on at most {LARGEST_SEARCH:,} scores", limit=LARGEST_SEARCH)
 
     def verdict(self, leads: Mapping[int, int]) -> Verdict:
         """Decide under the key's policy.

@@ -174,7 +174,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
                 await asyncio.to_thread(hearing.hear, results)
         if first is None or hearing is None:
             raise convert.missing("request")
-        verdict = hearing.verdict(leads)
+        verdict = await asyncio.to_thread(hearing.verdict, leads)
         return self._seal(hearing.request, verdict, first.layout_epoch, first.share_searched)
 
     def _seal(

@@ -13,7 +13,7 @@ from sealface.errors import NotFound
 from sealface.matching.shard import Block, Shard
 from sealface.protocol.scores import Result
 from sealface.storage.evaluators import Evaluators, check_encryption
-from sealface.storage.galleries import Galleries, Gallery
+from sealface.storage.galleries import Galleries, Gallery, GalleryNotFound
 
 
 class SlotNotFound(NotFound):
@@ -90,9 +90,18 @@ class Matcher:
         return Search(gallery, snapshot.epoch, dict(snapshot.leads), results)
 
     def _gallery(self, gallery_id: str, probe: Probe) -> tuple[Gallery, Evaluator]:
-        gallery = self._galleries.get(gallery_id)
+        try:
+            gallery = self._galleries.get(gallery_id)
+        except GalleryNotFound:
+            self._forget(gallery_id)
+            raise
         check_encryption(gallery, probe.key_version, probe.parameter_set)
         return gallery, self._evaluators.of(gallery)
+
+    def _forget(self, gallery_id: str) -> None:
+        with self._lock:
+            for name in [name for name in self._shards if name[0] == gallery_id]:
+                del self._shards[name]
 
     def _shard(self, gallery: Gallery, evaluator: Evaluator) -> Shard:
         name = (gallery.id, gallery.first_epoch)

@@ -70,14 +70,19 @@ def identify(
         leads: slot -> the subject's first slot, for subjects with several templates.
         most: most subjects to name; the policy may allow fewer.
     """
-    near = np.flatnonzero(distances <= policy.search_threshold(distances.size))
-    best: dict[int, Candidate] = {}
-    for i in near[np.argsort(distances[near], kind="stable")]:
-        slot = int(slots[i])
-        best.setdefault(leads.get(slot, slot), Candidate(slot, _disclosed(float(distances[i]), policy)))
-        if len(best) == min(most, policy.max_candidates):
-            break
-    return Decision(tuple(best.values()))
+    # every step does the same work whoever matches: compute sees how long it takes, and chooses slots and links
+    linked = np.array(sorted(leads.items()), np.int64).reshape(-1, 2)
+    at = np.minimum(np.searchsorted(linked[:, 0], slots), max(len(linked) - 1, 0))
+    subjects = np.where(linked[at, 0] == slots, linked[at, 1], slots) if len(linked) else slots
+    order = np.lexsort((slots, distances, subjects))  # a subject's templates together, the nearest first
+    nearest = order[np.flatnonzero(np.diff(subjects[order], prepend=-1))]
+    best = nearest[np.lexsort((slots[nearest], distances[nearest]))][: min(most, policy.max_candidates)]
+    threshold = policy.search_threshold(distances.size)
+    return Decision(
+        tuple(
+            Candidate(int(slots[i]), _disclosed(float(distances[i]), policy)) for i in best if distances[i] <= threshold
+        )
+    )
 
 
 def each_once(slots: NDArray[np.int64]) -> bool:

@@ -46,8 +46,13 @@ def confine(packages: Iterable[str], writable: Iterable[Path], readable: Iterabl
         readable: further files or folders it may read.
 
     Returns:
-        Whether the kernel enforces it; False where it has no Landlock.
+        Whether the kernel enforces it; False where it has no Landlock, or where a writable folder lies inside one
+        that stays readable, so that nothing is parted.
     """
+    writable = [path.resolve() for path in writable]
+    readable = {*_program_paths(packages), *readable}
+    if any(folder.is_relative_to(path) for folder in writable for path in readable):
+        return False  # its folder, and so perhaps its neighbours', lies where every process may read
     version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG))
     if version < 1:
         return False
@@ -57,7 +62,7 @@ def confine(packages: Iterable[str], writable: Iterable[Path], readable: Iterabl
     if ruleset < 0:
         return False
     try:
-        for path in {*_program_paths(packages), *readable}:
+        for path in readable:
             _allow(ruleset, path, _READ & handled)
         _allow(ruleset, Path("/dev"), (_READ | _WRITE_FILE | _DEVICE_IOCTL) & handled)
         for path in writable:

@@ -33,12 +33,14 @@ class ServerConfig:
     Attributes:
         address: `host:port`; port 0 takes a free one.
         message_limit: largest message it receives, bytes.
+        calls_at_once: calls under way; more are refused as RESOURCE_EXHAUSTED.
         grace_s: seconds that calls under way have to finish when it is asked to stop.
     """
 
     address: str = "127.0.0.1:0"
     message_limit: int = MESSAGE_LIMIT
     grace_s: float = 20.0
+    calls_at_once: int = 256
 
 
 class Server:
@@ -61,6 +63,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self.grpc = grpc.aio.server(
             interceptors=[ErrorInterceptor(), *interceptors],
+            maximum_concurrent_rpcs=config.calls_at_once,
             options=[
                 ("grpc.max_receive_message_length", config.message_limit),
                 ("grpc.max_send_message_length", config.message_limit),
@@ -96,7 +99,8 @@ def announce(confined: bool) -> None:
     if confined:
         _log.info("confined", message="the kernel keeps this process to its own zone's files")
     else:
-        _log.warning("not confined", message="no Landlock here: part the zones by users or containers")
+        advice = "no Landlock here, or every process may read where the state lies: part the zones by containers"
+        _log.warning("not confined", message=advice)
 
 
 async def run(server: Server, ready: Callable[[str], None], with_stdin: bool = False) -> None:
