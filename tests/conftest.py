@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -25,17 +26,40 @@ from sealface.matching.server import MatchingConfig
 from sealface.matching.server import build as build_matching
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
+from sealface.recognition import weights_home
+from sealface.recognition.weights import DLIB_WEIGHTS, weights_folder
 from sealface.runtime.server import Server, ServerConfig
 from sealface_client import AsyncClient, AsyncGallery, Endpoints
 from tests.plain import Plain
 
 SERVICES = ("keys", "enrollment", "matching")
 DIMENSION = 128
+DATA = Path(__file__).parents[2] / "shared" / "data"
 POLICY = Policy(verification_threshold=0.4, identification_threshold=0.3, max_candidates=5)
 
 Vector = NDArray[np.float64]
 
 both_schemes = pytest.mark.parametrize("scheme", ["plain", "ckks"], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, and say why."""
+    missing = _what_deepface_lacks()
+    for item in items:
+        if missing and item.get_closest_marker("faces"):
+            item.add_marker(pytest.mark.skip(reason=missing))
+        if not DATA.is_dir() and item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.skip(reason="no ../shared/data"))
+
+
+def _what_deepface_lacks() -> str | None:
+    for module in ("deepface", "dlib", "cv2", "PIL"):
+        if importlib.util.find_spec(module) is None:
+            return f"module {module} is not installed: make test"
+    for name in DLIB_WEIGHTS:
+        if not (weights_folder() / name).is_file():
+            return f"{name} is not below {weights_home()}: python -m sealface.recognition.weights"
+    return None
 
 
 @dataclass

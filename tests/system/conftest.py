@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from sealface.cli.processes import SERVICES, LocalServices, local_services
 from sealface.protocol.policy import Policy
-from sealface.recognition.weights import DLIB_WEIGHTS, weights_folder, weights_home
 from sealface_client import Client
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -23,27 +21,6 @@ DIMENSION = 128
 POLICY = Policy(verification_threshold=0.3, identification_threshold=0.3, max_candidates=3)
 
 Vector = NDArray[np.float64]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = _what_deepface_lacks()
-    for item in items:
-        if not item.path.is_relative_to(Path(__file__).parent):
-            continue
-        if missing and item.get_closest_marker("faces"):
-            item.add_marker(pytest.mark.skip(reason=missing))
-        if not (DATA / "faces").is_dir() and item.get_closest_marker("data"):
-            item.add_marker(pytest.mark.skip(reason="no ../shared/data"))
-
-
-def _what_deepface_lacks() -> str | None:
-    for module in ("deepface", "dlib", "cv2"):
-        if importlib.util.find_spec(module) is None:
-            return f"module {module} is not installed: make install"
-    for name in DLIB_WEIGHTS:
-        if not (weights_folder() / name).is_file():
-            return f"{name} is not below {weights_home()}: python -m sealface.recognition.weights"
-    return None
 
 
 class People:
