@@ -207,8 +207,8 @@ class AsyncGallery:
 
         async def attempt() -> Decision:
             nonlocal sent
-            # before every call and whatever comes of it: a table that were brought up to date, or a call that were
-            # repeated, depending on the answer would tell compute the answer
+            # before every call and whatever comes of it: a table brought up to date, or a call
+            # repeated, only on one of the answers would tell compute which it was
             await self._update_slots()
             claimed = self._slots.slots(subject)
             if not claimed:
