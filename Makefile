@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 DEEPFACE := deepface==0.0.103
+LFW := ../shared/data/lfw/embeddings.npz
 
 .PHONY: help demo test check soak bench lint types unit protos format clean
 help:
@@ -71,6 +72,11 @@ soak: $(VENV)/faces
 bench: $(VENV)/faces
 	@mkdir -p bench/results
 	$(BIN)/sealface bench verify --json | tee bench/results/verify.json
+	$(BIN)/sealface bench engine --json | tee bench/results/engine.json
+	$(BIN)/sealface bench search --compare --json | tee bench/results/search.json
+	$(BIN)/sealface bench search --templates 100000 --probes 64 --batch 16 --json | tee bench/results/search-batch.json
+	@for n in 10000 100000 1000000; do \
+	$(BIN)/sealface bench identification --templates $$n $(if $(wildcard $(LFW)),--embeddings $(LFW)) --json | tee bench/results/identification-$$n.json; done
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .

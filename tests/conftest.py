@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -69,6 +70,8 @@ class Suite:
     folder: Path
     scheme: Scheme
     grace_s: float = 5.0
+    threads: int = 1
+    memory: int = 1 << 62
     operator: Credential = field(default_factory=lambda: Credential.generate("callers/operator"))
     addresses: dict[str, str] = field(default_factory=dict)
     _servers: dict[str, Server] = field(default_factory=dict)
@@ -94,7 +97,8 @@ class Suite:
             elif service == "enrollment":
                 server = build_enrollment(EnrollmentConfig(self.compute, config, self.addresses["keys"]), self.scheme)
             else:
-                server = build_matching(MatchingConfig(self.compute, config, self.addresses["keys"]), self.scheme)
+                matching = MatchingConfig(self.compute, config, self.addresses["keys"], self.threads, self.memory)
+                server = build_matching(matching, self.scheme)
             self.addresses[service] = await server.start()
             self._servers[service] = server
 
@@ -127,6 +131,21 @@ class Suite:
         """All rows of the compute zone's record."""
         return dump(self.compute / "record.db")
 
+    async def sealed(self, *blocks: int) -> None:
+        """Wait until the sealed blocks of all galleries hold so many templates each, erased ones not counted."""
+        query = (
+            "SELECT count(slot) FROM blocks LEFT JOIN templates "
+            "ON templates.gallery = blocks.gallery AND templates.block = blocks.number "
+            "GROUP BY blocks.gallery, blocks.number ORDER BY 1"
+        )
+        found: list[int] = []
+        for _ in range(400):
+            found = [row[0] for row in select(self.compute / "record.db", query)]
+            if found == sorted(blocks):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"sealed are {found}")
+
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
@@ -140,6 +159,15 @@ def dump(path: Path) -> dict[str, list[Any]]:
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         assert tables
         return {table: sorted(connection.execute(f'SELECT * FROM "{table}"').fetchall()) for table in tables}  # noqa: S608
+    finally:
+        connection.close()
+
+
+def select(path: Path, query: str, *values: Any) -> list[Any]:
+    """Rows of a database."""
+    connection = sqlite3.connect(path, timeout=30)
+    try:
+        return connection.execute(query, values).fetchall()
     finally:
         connection.close()
 

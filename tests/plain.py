@@ -2,49 +2,55 @@
 
 Independent of the ring: scores are float64 dot products. What it keeps of a real cipher is what services can
 get wrong: bytes carry the key and the layout they were made for, a checksum, and a nonce, so that no two are
-equal; positions that were not requested open as random; check positions open to zero unless a result was
-tampered with or made under another key. `sealface` does not install it and cannot import it.
+equal; what meets a foreign key, or a Galois key of another version, turns into noise; positions that were not
+requested open as random, and so does a result opened as one of another shape; check positions open to zero unless
+a result was tampered with or made under another key. `sealface` does not install it and cannot import it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher.layout import Layout
+from sealface.cipher.evaluator import EvaluationKeyMissing
+from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.opening import Opened
 from sealface.cipher.parameters import ParameterSet
 from sealface.cipher.scheme import KeyMaterial
 from sealface.cipher.wire import MalformedCiphertext
 
-_SECRET, _PUBLIC, _EVALUATION, _TEMPLATE, _PROBE, _RESULT = (
-    b"PLN0",
-    b"PLN1",
-    b"PLN2",
-    b"PLN3",
-    b"PLN4",
-    b"PLN5",
-)
+_SECRET, _PUBLIC, _EVALUATION, _TEMPLATE, _PROBE, _RESULT, _BLOCK = (b"PLN%d" % i for i in range(7))
 _KEY, _NONCE, _DIGEST = 16, 8, 8
+_HEADER = 4 + _KEY + _DIGEST + _NONCE
+_LEVELS = 7  # of the tree: one evaluation key each
+
+Vector = NDArray[np.float64]
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:_DIGEST]
 
 
-def _shape(layout: Layout) -> bytes:
-    described = (layout.parameters.name, layout.dimension, layout.metric.value, layout.largest_norm)
+def _described(layout: Layout, columns: int) -> bytes:
+    described = (layout.parameters.name, layout.dimension, layout.metric.value, layout.largest_norm, columns)
     return _digest(repr(described).encode())
 
 
-def _random(count: int) -> NDArray[np.float64]:
+def _random(count: int) -> Vector:
     """Uniform in +-8, about what a masked coefficient of CKKS opens to."""
     return np.frombuffer(os.urandom(8 * count), "<i8") / 2.0**60
+
+
+def _element(parameters: ParameterSet, level: int) -> int:
+    return parameters.degree // (1 << level) + 1
 
 
 def _key_bytes(kind: bytes, parameters: ParameterSet, key: bytes) -> bytes:
@@ -59,8 +65,9 @@ def _key(kind: bytes, parameters: ParameterSet, data: bytes) -> bytes:
     return key
 
 
-def _seal(kind: bytes, key: bytes, layout: Layout, values: NDArray[np.float64]) -> bytes:
-    body = kind + key + _shape(layout) + os.urandom(_NONCE) + values.astype("<f8").tobytes()
+def _seal(kind: bytes, key: bytes, layout: Layout, columns: int, values: Vector, nonce: bytes | None = None) -> bytes:
+    fresh = os.urandom(_NONCE) if nonce is None else nonce
+    body = kind + key + _described(layout, columns) + fresh + values.astype("<f8").tobytes()
     return body + _digest(body)
 
 
@@ -68,23 +75,30 @@ def _seal(kind: bytes, key: bytes, layout: Layout, values: NDArray[np.float64]) 
 class _Sealed:
     key: bytes
     intact: bool
-    values: NDArray[np.float64]
+    values: Vector
 
 
-def _unseal(kind: bytes, layout: Layout, count: int, data: bytes) -> _Sealed:
-    start = len(kind) + _KEY + _DIGEST + _NONCE
-    shape = data[len(kind) + _KEY : len(kind) + _KEY + _DIGEST]
-    if len(data) != start + 8 * count + _DIGEST or data[: len(kind)] != kind or shape != _shape(layout):
+def _unseal(kind: bytes, layout: Layout, columns: int, count: int, data: bytes) -> _Sealed:
+    described = data[len(kind) + _KEY : len(kind) + _KEY + _DIGEST]
+    if (
+        len(data) != _HEADER + 8 * count + _DIGEST
+        or data[: len(kind)] != kind
+        or described != _described(layout, columns)
+    ):
         raise MalformedCiphertext("the bytes are no ciphertext of this kind and gallery")
-    values = np.frombuffer(data, "<f8", count, start)
+    values = np.frombuffer(data, "<f8", count, _HEADER)
     intact = data[-_DIGEST:] == _digest(data[:-_DIGEST])
     return _Sealed(data[len(kind) : len(kind) + _KEY], intact, values)
 
 
-def _vector(layout: Layout, embedding: NDArray[np.float64]) -> NDArray[np.float64]:
+def _vector(layout: Layout, embedding: Vector) -> Vector:
     """The embedding as scores see it; raises what the real layout raises."""
-    plaintext = layout.template(embedding)[0]
-    return plaintext.coefficients[: layout.dimension] / plaintext.scale
+    return layout._scaled(embedding)
+
+
+def _norms(layout: Layout, vectors: Vector) -> Vector | float:
+    """What is added to a product for each vector (..., d)."""
+    return 0.0 if layout.metric.normalised else (vectors**2).sum(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -95,94 +109,204 @@ class PlainProbe:
 
 
 @dataclass(frozen=True)
-class PlainGroup:
-    """Templates by position."""
+class PlainBlock:
+    """Templates by position: (capacity, d), zero where there is none, and whose keys they are under."""
 
-    sealed: Mapping[int, _Sealed]
+    shape: Shape
+    keys: frozenset[bytes]
+    vectors: Vector
+    norms: Vector | float
+
+
+@dataclass(frozen=True)
+class PlainLeaves:
+    """Probes (n, d) for one shape, and the keys of each."""
+
+    keys: list[bytes]
+    vectors: Vector
+    norms: Vector | float
+
+
+class PlainZeros:
+    """Nonces of results, each handed out once."""
+
+    def __init__(self) -> None:
+        self._pool: deque[bytes] = deque()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def add_one(self) -> None:
+        drawn = os.urandom(_NONCE)
+        with self._lock:
+            self._pool.append(drawn)
+
+    def take(self) -> bytes:
+        with self._lock:
+            return self._pool.popleft() if self._pool else os.urandom(_NONCE)
 
 
 class _Encryptor:
     def __init__(self, layout: Layout, key: bytes) -> None:
         self._layout, self._key = layout, key
 
-    def template(self, embedding: NDArray[np.float64]) -> bytes:
-        return _seal(_TEMPLATE, self._key, self._layout, _vector(self._layout, embedding))
+    def template(self, embedding: Vector) -> bytes:
+        return _seal(_TEMPLATE, self._key, self._layout, 1, _vector(self._layout, embedding))
 
-    def probe(self, embedding: NDArray[np.float64]) -> bytes:
-        return _seal(_PROBE, self._key, self._layout, _vector(self._layout, embedding))
+    def probe(self, embedding: Vector) -> bytes:
+        return _seal(_PROBE, self._key, self._layout, 1, _vector(self._layout, embedding))
+
+    def block(self, shape: Shape, embeddings: Vector) -> bytes:
+        if not 0 < len(embeddings) <= shape.capacity:
+            raise ValueError(f"a block of this shape holds 1 to {shape.capacity} templates")
+        vectors = np.zeros((shape.capacity, self._layout.dimension))
+        vectors[: len(embeddings)] = [_vector(self._layout, embedding) for embedding in embeddings]
+        return _seal(_BLOCK, self._key, self._layout, shape.columns, vectors)
 
 
 class _Evaluator:
-    def __init__(self, layout: Layout, key: bytes) -> None:
-        self._layout, self._key = layout, key
+    def __init__(self, layout: Layout, key: bytes, evaluation: Mapping[int, bytes]) -> None:
+        self._layout, self._key, self._evaluation = layout, key, evaluation
+        self.zeros = PlainZeros()
 
-    def _parse(self, kind: bytes, data: bytes) -> _Sealed:
-        sealed = _unseal(kind, self._layout, self._layout.dimension, data)
+    def _parse(self, kind: bytes, data: bytes, shape: Shape | None = None) -> _Sealed:
+        columns, count = (shape.columns, shape.capacity) if shape else (1, 1)
+        sealed = _unseal(kind, self._layout, columns, count * self._layout.dimension, data)
         if not sealed.intact:
             raise MalformedCiphertext("the checksum does not match")
+        if not sealed.values.any():  # the real one is then transparent
+            raise MalformedCiphertext("the ciphertext hides nothing")
         return sealed
+
+    def _split(self, key: bytes, columns: int) -> bytes:
+        """The key that a ciphertext is under when it was split: nobody's if a Galois key was another's."""
+        parameters = self._layout.parameters
+        for level in range(columns.bit_length() - 1):
+            found = self._evaluation.get(_element(parameters, level))
+            if found is None:
+                raise EvaluationKeyMissing("the key has no Galois keys: make a gallery with a new key")
+            if found != key:
+                return os.urandom(_KEY)
+        return key
 
     def admit(self, template: bytes) -> bytes:
         sealed = self._parse(_TEMPLATE, template)
-        return _seal(_TEMPLATE, sealed.key, self._layout, sealed.values)
+        return _seal(_TEMPLATE, sealed.key, self._layout, 1, sealed.values)
 
     def admit_probe(self, probe: bytes) -> PlainProbe:
         return PlainProbe(self._parse(_PROBE, probe))
 
-    def assemble(self, templates: Mapping[int, bytes], onto: PlainGroup | None = None) -> PlainGroup:
-        if not all(0 <= position < self._layout.capacity for position in templates):
-            raise ValueError(f"a position is outside a group of {self._layout.capacity}")
-        held = dict(onto.sealed) if onto else {}
-        for position, data in templates.items():
-            sealed, before = self._parse(_TEMPLATE, data), held.get(position)
-            if before is not None:  # as in a real group, where a second template at a position spoils it
-                keys_equal = before.key == sealed.key
-                sealed = _Sealed(sealed.key if keys_equal else b"", True, before.values + sealed.values)
-            held[position] = sealed
-        return PlainGroup(held)
+    def admit_block(self, shape: Shape, block: bytes) -> bytes:
+        sealed = self._parse(_BLOCK, block, shape)
+        return _seal(_BLOCK, sealed.key, self._layout, shape.columns, sealed.values)
 
-    def score(self, group: PlainGroup, probe: PlainProbe, positions: Collection[int]) -> bytes:
-        layout = self._layout
-        if not all(0 <= position < layout.capacity for position in positions):
-            raise ValueError(f"a position is outside a group of {layout.capacity}")
-        values = np.r_[_random(layout.capacity), np.zeros(layout.checks)]
-        q = probe.sealed.values
-        for position in positions:
-            template = group.sealed.get(position)
-            t = np.zeros(layout.dimension) if template is None else template.values
-            values[position] = t @ q if layout.metric.normalised else ((t - q) ** 2).sum()
-        keys = {probe.sealed.key, *(template.key for template in group.sealed.values())}
-        if keys != {self._key}:  # ciphertexts of another key make the whole product noise
-            values = _random(layout.positions)
-        return _seal(_RESULT, self._key, layout, values)
+    def _placed(self, shape: Shape, templates: Mapping[int, bytes]) -> tuple[Vector, set[bytes]]:
+        if not all(0 <= position < shape.capacity for position in templates):
+            raise ValueError(f"a position is outside a block of {shape.capacity}")
+        vectors, keys = np.zeros((shape.capacity, self._layout.dimension)), set()
+        for position, data in templates.items():
+            sealed = self._parse(_TEMPLATE, data)
+            vectors[position] = sealed.values
+            keys.add(sealed.key)
+        return vectors, keys
+
+    def assemble(self, templates: Mapping[int, bytes], onto: PlainBlock | None = None) -> PlainBlock:
+        shape = self._layout.group
+        vectors, keys = self._placed(shape, templates)
+        norms = _norms(self._layout, vectors)
+        if onto is not None:  # a second template at a position spoils it, as in a real group
+            vectors, norms, keys = vectors + onto.vectors, norms + onto.norms, keys | onto.keys
+        return PlainBlock(shape, frozenset(keys), vectors, norms)
+
+    def seal(self, shape: Shape, templates: Mapping[int, bytes], pause: Callable[[], None] = lambda: None) -> bytes:
+        vectors, keys = self._placed(shape, templates)
+        for _ in {position % shape.columns for position in templates}:
+            pause()
+        key = self._split(keys.pop() if len(keys) == 1 else os.urandom(_KEY), shape.columns)
+        return _seal(_BLOCK, key, self._layout, shape.columns, vectors)
+
+    def load(self, shape: Shape, block: bytes) -> PlainBlock:
+        sealed = self._parse(_BLOCK, block, shape)
+        vectors = sealed.values.reshape(shape.capacity, -1)
+        return PlainBlock(shape, frozenset((sealed.key,)), vectors, _norms(self._layout, vectors))
+
+    def expand(self, probes: Sequence[PlainProbe], shapes: Iterable[Shape]) -> dict[Shape, PlainLeaves]:
+        wanted = set(shapes)
+        deepest = max((shape.columns for shape in wanted), default=1)
+        vectors = np.array([probe.sealed.values for probe in probes]).reshape(len(probes), self._layout.dimension)
+        norms = _norms(self._layout, vectors)
+        split = [self._split(probe.sealed.key, deepest) for probe in probes]
+        own = [probe.sealed.key for probe in probes]
+        return {shape: PlainLeaves(split if shape.sealed else own, vectors, norms) for shape in wanted}
+
+    def score(
+        self,
+        blocks: Sequence[PlainBlock],
+        leaves: PlainLeaves,
+        requested: Sequence[NDArray[np.bool_]],
+        multiplied: list[float] | None = None,
+    ) -> list[list[bytes]]:
+        started = time.perf_counter()
+        products = [leaves.vectors @ block.vectors.T for block in blocks]
+        if multiplied is not None:
+            multiplied.append(time.perf_counter() - started)
+        return [
+            [
+                self._finish(block, scores[number], leaves, number, wanted)
+                for block, scores, wanted in zip(blocks, products, requested, strict=True)
+            ]
+            for number in range(len(leaves.keys))
+        ]
+
+    def _finish(
+        self, block: PlainBlock, scores: Vector, leaves: PlainLeaves, number: int, requested: NDArray[np.bool_]
+    ) -> bytes:
+        shape = block.shape
+        if requested.shape != (shape.capacity,):
+            raise ValueError(f"a block of this shape has {shape.capacity} positions to ask for")
+        if not self._layout.metric.normalised:
+            scores = np.maximum(block.norms + leaves.norms[number] - 2 * scores, 0)
+        if {leaves.keys[number], *block.keys} == {self._key}:
+            values = np.r_[_random(shape.capacity), np.zeros(shape.checks)]
+            values[: shape.capacity][requested] = scores[requested]
+        else:  # ciphertexts of another key make the whole product noise
+            values = _random(shape.positions)
+        return _seal(_RESULT, self._key, self._layout, shape.columns, values, self.zeros.take())
 
 
 class _Opener:
     def __init__(self, layout: Layout, key: bytes) -> None:
         self._layout, self._key = layout, key
+        shapes = (layout.group, *layout.sealed_shapes)
+        self._shapes = {_described(layout, shape.columns): shape for shape in shapes}
 
-    def open(self, results: list[bytes]) -> Opened:
-        layout = self._layout
-        values = np.empty((len(results), layout.positions))
+    def open(self, shape: Shape, results: Sequence[bytes]) -> Opened:
+        values = np.empty((len(results), shape.positions))
         for row, data in zip(values, results, strict=True):
-            sealed = _unseal(_RESULT, layout, layout.positions, data)
-            genuine = sealed.intact and sealed.key == self._key
-            row[:] = sealed.values if genuine else _random(layout.positions)
-        return Opened(values[:, : layout.capacity], values[:, layout.capacity :])
+            made = self._shapes.get(data[4 + _KEY : 4 + _KEY + _DIGEST], shape)
+            sealed = _unseal(_RESULT, self._layout, made.columns, made.positions, data)
+            genuine = sealed.intact and sealed.key == self._key and made == shape
+            row[:] = sealed.values if genuine else _random(shape.positions)
+        return Opened(values[:, : shape.capacity], values[:, shape.capacity :])
 
-    def genuine(self, checks: NDArray[np.float64]) -> bool:
+    def genuine(self, shape: Shape, checks: Vector) -> bool:
         return bool((checks == 0).all())
 
 
 class Plain:
     """See the module's docstring."""
 
+    def warm(self) -> None:
+        pass
+
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         key = os.urandom(_KEY)
+        material = _key_bytes(_EVALUATION, parameters, key)
         return KeyMaterial(
             secret=_key_bytes(_SECRET, parameters, key),
             public=_key_bytes(_PUBLIC, parameters, key),
-            evaluation={parameters.degree + 1: _key_bytes(_EVALUATION, parameters, key)},
+            evaluation={_element(parameters, level): material for level in range(_LEVELS)},
         )
 
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
@@ -194,8 +318,12 @@ class Plain:
     def encryptor(self, layout: Layout, public: bytes) -> _Encryptor:
         return _Encryptor(layout, _key(_PUBLIC, layout.parameters, public))
 
-    def evaluator(self, layout: Layout, public: bytes) -> _Evaluator:
-        return _Evaluator(layout, _key(_PUBLIC, layout.parameters, public))
+    def evaluator(
+        self, layout: Layout, public: bytes, evaluation: Mapping[int, bytes] | None = None, threads: int = 1
+    ) -> _Evaluator:
+        parameters = layout.parameters
+        keys = {element: _key(_EVALUATION, parameters, data) for element, data in (evaluation or {}).items()}
+        return _Evaluator(layout, _key(_PUBLIC, parameters, public), keys)
 
     def opener(self, layout: Layout, secret: bytes) -> _Opener:
         return _Opener(layout, _key(_SECRET, layout.parameters, secret))

@@ -135,7 +135,10 @@ def test_no_other_random_generator_in_a_browser() -> None:
 # --- who imports whom
 
 
-@pytest.mark.parametrize(("library", "home"), [("tenseal", "cipher"), ("deepface", "recognition")])
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [("tenseal", "cipher"), ("numba", "cipher"), ("llvmlite", "cipher"), ("deepface", "recognition")],
+)
 def test_a_library_has_one_home(library: str, home: str) -> None:
     users = {
         part(module_name(path)) for path in sources() if any(name.split(".")[0] == library for name in imported(path))

@@ -14,7 +14,7 @@ from sealface.cipher.kernels import integers_to_ntt
 from sealface.cipher.parameters import N4096
 from sealface.cipher.ring import Residues
 from sealface.cipher.scheme import Ckks
-from tests.cipher.conftest import Sides, key, sides
+from tests.cipher.conftest import Sides, asked, key, sides
 
 
 def coefficients(made: Sides) -> NDArray[np.int64]:
@@ -81,23 +81,28 @@ def test_public_material_does_not_contain_the_secret() -> None:
 def test_computes_and_the_edges_objects_hold_no_secret() -> None:
     made = sides()
     scheme = Ckks()
-    evaluator = scheme.evaluator(made.layout, made.key.public)
+    evaluator = scheme.evaluator(made.layout, made.key.public, made.key.evaluation)
     encryptor = scheme.encryptor(made.layout, made.key.public)
     template = evaluator.admit(encryptor.template(np.ones(128)))
     group, probe = evaluator.assemble({0: template}), evaluator.admit_probe(encryptor.probe(np.ones(128)))
-    result = evaluator.score(group, probe, [0])
-    for thing in (evaluator, encryptor, template, group, probe, result):
+    shape = made.layout.shape(8)
+    block = evaluator.load(shape, evaluator.seal(shape, {0: template}))
+    leaves = evaluator.expand([probe], [group.shape, shape])
+    results = [evaluator.score([b], leaves[b.shape], [asked(b.shape, [0])]) for b in (group, block)]
+    evaluator.zeros.add_one()
+    for thing in (evaluator, encryptor, template, group, block, probe, leaves, results):
         assert not holds_secret(thing, made)
 
 
 def opens(made: Sides, secret: Residues) -> float:
     """Largest error of SEAL's decryption of x^0 times the scale, under something used as a secret."""
     plain = np.zeros(4096, np.int64)
-    plain[0] = 1 << 28
-    ciphertext = seal.Encryptor(N4096, made.public).encrypt(integers_to_ntt(plain, made.primes), N4096.scale)
+    plain[0] = 1 << 27
+    scale = N4096.template_scale
+    ciphertext = seal.Encryptor(N4096, made.public).encrypt(integers_to_ntt(plain, made.primes), scale)
     p = made.primes[0]
     opened = kernels.intt(seal.decrypt(N4096, secret, ciphertext)[0], p).astype(np.int64)
-    return float(np.abs(np.where(opened > p // 2, opened - p, opened) - plain).max() / N4096.scale)
+    return float(np.abs(np.where(opened > p // 2, opened - p, opened) - plain).max() / scale)
 
 
 def test_nothing_public_decrypts() -> None:

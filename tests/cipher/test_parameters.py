@@ -85,7 +85,7 @@ def test_wrong_primes_are_refused(primes: tuple[int, ...]) -> None:
 
 def test_no_room_for_a_product_is_refused() -> None:
     with pytest.raises(InsecureParameters, match="room"):
-        ParameterSet("large", 4096, N4096.primes, scale_bits=29)
+        ParameterSet("large", 4096, N4096.primes, probe_scale_bits=31)
 
 
 @given(st.integers(0, 200_000))

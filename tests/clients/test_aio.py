@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from sealface.cipher.layout import EmbeddingNotFinite, WrongDimension, ZeroEmbedding
+from sealface.errors import AlreadyExists
+from sealface.matching import feed
+from sealface.matching.matcher import Matcher
 from sealface.protocol.names import InvalidName
 from sealface.protocol.policy import Policy
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
-from sealface_client import AsyncClient, Enrolled, ServiceError
+from sealface_client import AsyncClient, Enrolled, Identification, Imported, ServiceError
 from sealface_client.aio import CredentialMissing, KeyNotTrusted
 from sealface_client.decisions import PendingDecision
 from sealface_client.faces import ImageUnreadable
-from sealface_client.gallery import SubjectNotFound
+from sealface_client.gallery import AlreadyEnrolled, SubjectNotFound
 from sealface_client.held_keys import SecretKeyExists, SecretKeyMissing
 from sealface_protos.keys.v1 import decision_pb2
 from tests.conftest import POLICY, both_schemes, dump, execute, near, person
@@ -285,6 +288,166 @@ async def test_one_that_the_service_refuses_stops_no_other(suite, door):
     assert len({result.bytes_sent for result in results if isinstance(result, Enrolled)}) <= 2
 
 
+# --- enrolling a person once
+
+
+@both_schemes
+@pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
+async def test_a_person_who_is_somebody_else_already_is_not_enrolled(suite, client, client_held):
+    gallery = await client.create_gallery("door", policy=POLICY, client_held=client_held)
+    assert (await gallery.enroll("ann", person(1), unique=True)).slot == 1
+    assert (await gallery.enroll("bob", person(2), unique=True)).slot == 2
+    before = suite.record()
+    with pytest.raises(AlreadyEnrolled) as caught:
+        await gallery.enroll("new", near(person(1), 0.1), unique=True)
+    assert caught.value.metadata == {"subject": "ann"}
+    assert isinstance(caught.value, AlreadyExists)
+    assert suite.record() == before
+    # the same subject may get another template, and anybody without the check
+    assert (await gallery.enroll("ann", near(person(1), 0.1), unique=True)).slot == 3
+    assert (await gallery.enroll("new", near(person(1), 0.2))).slot == 4
+    # of two who are near the other one counts
+    with pytest.raises(AlreadyEnrolled) as caught:
+        await gallery.enroll("ann", person(1), unique=True)
+    assert caught.value.metadata == {"subject": "new"}
+    await gallery.erase("new")
+    assert (await gallery.enroll("ann", person(1), unique=True)).slot == 5
+
+
+async def test_near_enough_is_what_a_search_names(door):
+    """The policy's threshold of searches, not of verifications."""
+    await door.enroll("ann", person(1))
+    with pytest.raises(AlreadyEnrolled):
+        await door.enroll("bob", near(person(1), 0.29), unique=True)
+    assert (await door.verify("ann", near(person(1), 0.35))).match
+    assert (await door.enroll("bob", near(person(1), 0.35), unique=True)).slot == 2
+
+
+async def test_the_check_needs_what_a_search_needs_and_fails_before_anything_is_stored(suite, client, door):
+    await door.enroll("ann", person(1))
+    nobody = await suite.client(anonymous=True).gallery("door")
+    before = suite.record()
+    with pytest.raises(CredentialMissing):
+        await nobody.enroll("bob", person(2), unique=True)
+    with pytest.raises(ZeroEmbedding):
+        await door.enroll("bob", np.zeros(128), unique=True)
+    with pytest.raises(InvalidName):
+        await door.enroll("b/b", person(2), unique=True)
+    assert suite.record() == before
+
+
+# --- importing
+
+
+def people(numbers):
+    return [(f"s{number}", person(number)) for number in numbers]
+
+
+async def imported(gallery, faces, **options):
+    return [block async for block in gallery.import_many(faces, **options)]
+
+
+@both_schemes
+@pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
+async def test_many_are_imported_a_block_at_a_time(suite, client, client_held):
+    gallery = await client.create_gallery("door", policy=POLICY, client_held=client_held)
+    await gallery.enroll("first", person(1000))
+    capacity = gallery.layout.sealed_shapes[0].capacity
+    blocks = await imported(gallery, people(range(2 * capacity + 1)))
+    assert [type(block) for block in blocks] == [Imported] * 3
+    assert [(block.first_slot, block.templates, block.last_subject) for block in blocks] == [
+        (2, capacity, f"s{capacity - 1}"),
+        (2 + capacity, capacity, f"s{2 * capacity - 1}"),
+        (2 + 2 * capacity, 1, f"s{2 * capacity}"),
+    ]
+    assert all(block.bytes_sent > 1000 for block in blocks)
+    assert [row[2] for row in suite.record()["templates"]] == ["first", *(f"s{i}" for i in range(2 * capacity + 1))]
+    faces = [near(person(i), 0.1, i) for i in (0, capacity, 2 * capacity, 1000, 999)]
+    found = [[named.subject for named in answer.candidates] async for answer in gallery.identify_many(faces)]
+    assert found == [["s0"], [f"s{capacity}"], [f"s{2 * capacity}"], ["first"], []]
+    for i in (0, 2 * capacity):
+        assert (await gallery.verify(f"s{i}", near(person(i), 0.1))).match
+
+
+async def test_nobody_is_imported(suite, door):
+    before = suite.record()
+    assert await imported(door, []) == []
+    assert suite.record() == before
+
+
+@pytest.mark.parametrize(("expected", "held"), [(0, 0), (1000, 0), (0, 300), (1, 300)])
+async def test_the_shape_of_blocks_follows_what_is_expected_and_there(suite, client, door, expected, held):
+    await imported(door, people(range(held)), expected=held)
+    gallery = await client.gallery("door")
+    await imported(gallery, people(range(held, held + 3)), expected=expected)
+    columns = [row[2] for row in sorted(suite.record()["blocks"], key=lambda row: row[1])][-1]
+    assert columns == gallery.layout.best_shape(expected + held).columns
+
+
+async def test_the_next_block_is_made_while_one_is_sent(client, door):
+    """And no more of the caller's list is taken than two blocks."""
+    taken = []
+
+    def faces():
+        for number in range(10 * capacity):
+            taken.append(number)
+            yield f"s{number}", person(number)
+
+    capacity = door.layout.sealed_shapes[0].capacity
+    blocks = door.import_many(faces())
+    assert (await anext(blocks)).first_slot == 1
+    assert len(taken) == 2 * capacity
+    await blocks.aclose()
+
+
+@pytest.mark.parametrize(
+    ("subject", "face", "error"),
+    [
+        ("bad", np.zeros(128), ZeroEmbedding),
+        ("bad", np.full(128, np.nan), EmbeddingNotFinite),
+        ("bad", np.ones(127), WrongDimension),
+        ("b/d", np.ones(128), InvalidName),
+    ],
+)
+async def test_one_that_is_wrong_ends_an_import_after_the_blocks_before(suite, door, subject, face, error):
+    """What was stored was told, so that it is clear where to go on."""
+    capacity = door.layout.sealed_shapes[0].capacity
+    faces = [*people(range(capacity + 5)), (subject, face), *people(range(500, 600))]
+    blocks = []
+    with pytest.raises(error):
+        async for block in door.import_many(faces):
+            blocks.append(block)
+    assert [(block.templates, block.last_subject) for block in blocks] == [(capacity, f"s{capacity - 1}")]
+    assert len(suite.record()["templates"]) == capacity
+    rest = [face for face in faces if face[0] != subject][capacity:]
+    await imported(door, rest)
+    assert len(suite.record()["templates"]) == capacity + 105
+
+
+async def test_what_breaks_the_callers_own_list_ends_an_import_after_the_blocks_before(suite, door):
+    capacity = door.layout.sealed_shapes[0].capacity
+
+    def faces():
+        yield from people(range(capacity + 5))
+        raise KeyError("mine")
+
+    blocks = []
+    with pytest.raises(KeyError, match="mine"):
+        async for block in door.import_many(faces()):
+            blocks.append(block)
+    assert [block.templates for block in blocks] == [capacity]
+    assert len(suite.record()["templates"]) == capacity
+
+
+async def test_a_block_that_the_service_refuses_ends_an_import(suite, door):
+    faces = [*people(range(100)), *[("ann", person(1))] * 17]
+    blocks = []
+    with service_error("RESOURCE_EXHAUSTED", "TOO_MANY_TEMPLATES"):
+        async for block in door.import_many(faces):
+            blocks.append(block)
+    assert [block.templates for block in blocks] == [door.layout.sealed_shapes[0].capacity]
+
+
 async def test_what_breaks_the_callers_own_list_is_the_callers_to_see(suite, door):
     def faces():
         yield "ann", person(1)
@@ -314,6 +477,63 @@ async def test_many_are_searched_with_a_result_for_each_in_order(client, client_
         for result in results
     ]
     assert named == [ZeroEmbedding, ["s3"], WrongDimension, ["s39"], [], ImageUnreadable]
+
+
+@pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
+async def test_searches_of_one_call_share_passes_and_answers_stay_in_order(client, client_held, monkeypatch):
+    shared = []
+    identify = Matcher.identify
+
+    def counted(self, gallery_id, probes):
+        search = identify(self, gallery_id, probes)
+        shared.append(len(probes))
+        return search
+
+    monkeypatch.setattr(Matcher, "identify", counted)
+    monkeypatch.setattr(feed, "_LINGER_S", 0.5)
+    gallery = await client.create_gallery("door", policy=POLICY, client_held=client_held)
+    await imported(gallery, people(range(20)))
+    for i in range(20, 40):
+        await gallery.enroll(f"s{i}", person(i))
+    # some that never leave, in between and at both ends
+    numbers = list(range(38))
+    faces = [near(person(i), 0.1, i) for i in numbers]
+    faces = [np.zeros(128), *faces[:10], np.ones(3), np.full(128, np.nan), *faces[10:], person(77), "/no/such/file"]
+    results = [result async for result in gallery.identify_many(faces)]
+    named = [
+        [candidate.subject for candidate in result.candidates] if isinstance(result, Identification) else type(result)
+        for result in results
+    ]
+    found = [[f"s{i}"] for i in numbers]
+    wrong = [WrongDimension, EmbeddingNotFinite]
+    assert named == [ZeroEmbedding, *found[:10], *wrong, *found[10:], [], ImageUnreadable]
+    assert shared == [16, 16, 7]
+
+
+async def test_what_the_service_refuses_of_many_stands_in_its_place(client, door, monkeypatch):
+    monkeypatch.setattr(feed, "_LINGER_S", 0.5)
+    for i in range(5):
+        await door.enroll(f"s{i}", person(i))
+    probe_of, asked = door._probe, []
+
+    def spoilt(ciphertext):
+        asked.append(ciphertext)
+        return probe_of(b"random" if len(asked) in {2, 5} else ciphertext)
+
+    monkeypatch.setattr(door, "_probe", spoilt)
+    results = [result async for result in door.identify_many([person(i) for i in range(5)])]
+    assert [getattr(result, "reason", None) for result in results] == [
+        None,
+        "MALFORMED_CIPHERTEXT",
+        None,
+        None,
+        "MALFORMED_CIPHERTEXT",
+    ]
+    assert [result.candidates[0].subject for result in results if isinstance(result, Identification)] == [
+        "s0",
+        "s2",
+        "s3",
+    ]
 
 
 async def test_a_sealed_decision_of_another_request_is_refused(client, door, monkeypatch):

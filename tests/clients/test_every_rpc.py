@@ -9,7 +9,14 @@ from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as matching
 from tests.conftest import POLICY, both_schemes, person
-from tests.enrollment.conftest import create_gallery, description, enroll_request
+from tests.enrollment.conftest import (
+    create_gallery,
+    description,
+    enroll_request,
+    import_data,
+    import_header,
+    import_messages,
+)
 from tests.keys.conftest import ask, create_key, new_key
 from tests.matching.conftest import identify_request, verify_request
 
@@ -73,13 +80,15 @@ async def test_every_method_of_the_contract_answers(suite, client):
     item = e.BatchEnrollRequest(request=enroll_request(door, "bob", person(2)))
     (result,) = await call("BatchEnroll", stream(records.BatchEnroll(iter([item]))))
     assert result.enrolled.template.slot == 2
+    parts = import_messages(import_header(door, ["cyd", "dan"]), import_data(door, [person(3), person(4)]))
+    assert (await call("ImportBlock", records.ImportBlock(iter(parts)))).first_slot == 3
     ann = "galleries/door/subjects/ann"
     assert len((await call("GetSubject", records.GetSubject(e.GetSubjectRequest(name=ann)))).templates) == 1
     listed = await call("ListSubjects", records.ListSubjects(e.ListSubjectsRequest(parent="galleries/door")))
-    assert len(listed.subjects) == 2
+    assert len(listed.subjects) == 4
     changes = e.ListSlotChangesRequest(gallery="galleries/door")
     (part,) = await call("ListSlotChanges", stream(records.ListSlotChanges(changes)))
-    assert len(part.changes) == 2
+    assert len(part.changes) == 4
 
     request, pending = verify_request(door, person(1), [1])
     verified = await call("Verify", searches.Verify(request))
@@ -93,10 +102,14 @@ async def test_every_method_of_the_contract_answers(suite, client):
     assert pending.read(first.response.decision, identity.verifying_key)[0].candidates[0].slot == 2
     assert last.last
 
+    request, pending = verify_request(door, person(4), [4])
+    verified = await searches.Verify(request)
+    assert pending.read(verified.decision, identity.verifying_key)[0].candidates[0].slot == 4
+
     erased = await call("EraseSubject", records.EraseSubject(e.EraseSubjectRequest(name=ann)))
     assert erased.templates == 1
     gone = await call("DeleteGallery", records.DeleteGallery(e.DeleteGalleryRequest(name="galleries/door")))
-    assert gone.templates == 1
+    assert gone.templates == 3
     assert set(answered) == METHODS
 
 

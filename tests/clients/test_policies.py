@@ -13,10 +13,11 @@ def test_a_measured_model_gets_a_target_and_deepfaces_threshold(metric):
     policy = default_policy("Dlib", metric)
     assert policy.target_fpir == 0.01
     assert policy.identification_threshold == policy.verification_threshold > 0
-    thresholds = [policy.search_threshold(n) for n in (1, 100, 1000)]
+    thresholds = [policy.search_threshold(n) for n in (1, 100, 1000, 10**6, 10**7)]
     assert thresholds == sorted(thresholds, reverse=True)
-    assert thresholds[-1] > 0
-    assert policy.search_threshold(10**6) < 0
+    assert len(set(thresholds[1:])) == 4  # beyond what was measured, too, it goes on falling
+    assert thresholds[2] > 0
+    assert policy.search_threshold(10**40) < 0
 
 
 def test_the_curves_of_all_metrics_speak_of_the_same_pairs():

@@ -6,6 +6,7 @@ import pytest
 
 from sealface.protocol.policy import Policy
 from sealface_client import Client, Enrolled, ServiceError
+from sealface_client.gallery import AlreadyEnrolled
 from tests.conftest import POLICY, both_schemes, near, person
 
 
@@ -43,7 +44,13 @@ async def test_the_whole_life_of_a_gallery(blocking):
         client.create_caller("alice", bytes(32))
         assert [key.name for key in client.list_keys()] == ["keys/door"]
         assert np.array_equal(door.embed(person(1)), person(1))
-        assert client.delete_gallery("door") == 2
+        blocks = list(door.import_many([("dan", person(4)), ("eve", person(5))], expected=2))
+        assert [(block.first_slot, block.templates) for block in blocks] == [(4, 2)]
+        assert door.verify("dan", near(person(4), 0.05)).match
+        with pytest.raises(AlreadyEnrolled):
+            door.enroll("fay", person(5), unique=True)
+        assert door.enroll("eve", person(5), unique=True).slot == 6
+        assert client.delete_gallery("door") == 5
         with pytest.raises(ServiceError):
             client.gallery("door")
         safe = client.create_gallery("safe", policy=POLICY, client_held=True)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sealface.cipher.layout import Shape
 from sealface_client import AsyncClient, AsyncGallery
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 from sealface_protos.enrollment.v1 import gallery_pb2
@@ -42,6 +45,32 @@ def enroll_request(
         "request_id": uuid.uuid4().hex,
     }
     return messages.EnrollRequest(**fields | changed)
+
+
+def import_header(to: AsyncGallery, subjects: Sequence[str], **changed: Any) -> messages.ImportBlockHeader:
+    """Says that a block of the smallest shape comes."""
+    fields = {
+        "gallery": to.info.name,
+        "columns": to.layout.sealed_shapes[0].columns,
+        "subject_ids": subjects,
+        "key_version": to.info.key_version,
+        "parameter_set": to.info.parameter_set,
+        "request_id": uuid.uuid4().hex,
+    }
+    return messages.ImportBlockHeader(**fields | changed)
+
+
+def import_data(to: AsyncGallery, vectors: Sequence[Vector], shape: Shape | None = None) -> bytes:
+    """A block of these, of the smallest shape unless told otherwise."""
+    return to._encryptor.block(shape or to.layout.sealed_shapes[0], np.stack(vectors))
+
+
+def import_messages(
+    header: messages.ImportBlockHeader, data: bytes, size: int = 1 << 20
+) -> list[messages.ImportBlockRequest]:
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    first = messages.ImportBlockRequest(header=header)
+    return [first, *(messages.ImportBlockRequest(data=part) for part in parts)]
 
 
 @pytest.fixture

@@ -6,15 +6,18 @@ import hashlib
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sealface.cipher.layout import Shape
 from sealface.cipher.scheme import Scheme
 from sealface.protocol import convert, sealing
 from sealface.protocol.policy import Policy
@@ -91,26 +94,40 @@ class Keyed:
     scheme: Scheme
     key: key_pb2.Key
     public: bytes
+    evaluation: dict[int, bytes]
 
     def __post_init__(self) -> None:
         self.layout = convert.layout_from_proto(self.key.parameter_set, self.key.score_format)
         self.encryptor = self.scheme.encryptor(self.layout, self.public)
-        self.evaluator = self.scheme.evaluator(self.layout, self.public)
+        self.evaluator = self.scheme.evaluator(self.layout, self.public, self.evaluation)
         self.probe = self.encryptor.probe(person(0, self.layout.dimension))
 
-    def results(self, templates: Mapping[int, Vector], probe: bytes | None = None) -> list[decision_pb2.ScoreResult]:
-        """Scores of templates by slot, as the matching service makes them."""
+    def results(
+        self, templates: Mapping[int, Vector], probe: bytes | None = None, shape: Shape | None = None
+    ) -> list[decision_pb2.ScoreResult]:
+        """Scores of templates by slot, as the matching service makes them; in groups unless told otherwise."""
         admitted = self.evaluator.admit_probe(probe or self.probe)
-        capacity = self.layout.capacity
+        shape = shape or self.layout.group
+        leaves = self.evaluator.expand([admitted], {shape})[shape]
         items = list(templates.items())
         made = []
-        for start in range(0, len(items), capacity):
-            part = items[start : start + capacity]
+        for start in range(0, len(items), shape.capacity):
+            part = items[start : start + shape.capacity]
             stored = {i: self.evaluator.admit(self.encryptor.template(vector)) for i, (_, vector) in enumerate(part)}
-            score = self.evaluator.score(self.evaluator.assemble(stored), admitted, range(len(part)))
-            slots = [slot for slot, _ in part] + [0] * (capacity - len(part))
-            made.append(decision_pb2.ScoreResult(shape=decision_pb2.RESULT_SHAPE_GROUP, ciphertext=score, slots=slots))
+            made.append(self.score(shape, self.block(shape, stored), leaves, [slot for slot, _ in part]))
         return made
+
+    def block(self, shape: Shape, stored: Mapping[int, bytes]) -> Any:
+        if shape.sealed:
+            return self.evaluator.load(shape, self.evaluator.seal(shape, stored))
+        return self.evaluator.assemble(stored)
+
+    def score(self, shape: Shape, block: Any, leaves: Any, slots: Sequence[int]) -> decision_pb2.ScoreResult:
+        """One block's result, its first positions asked for."""
+        placed = np.zeros(shape.capacity, "<u4")
+        placed[: len(slots)] = slots
+        ((data,),) = self.evaluator.score([block], leaves, [placed > 0])
+        return decision_pb2.ScoreResult(columns=shape.columns, ciphertext=data, slots=placed.tobytes())
 
     async def decide(
         self, asked: Asked, results: Sequence[decision_pb2.ScoreResult] = (), leads: Mapping[int, int] | None = None
@@ -128,7 +145,13 @@ class Keyed:
 
 
 async def keyed(client: AsyncClient, scheme: Scheme, key: key_pb2.Key) -> Keyed:
-    return Keyed(client, scheme, key, await material(client, key.primary_version))
+    request = key_service_pb2.GetMaterialRequest(
+        key_version=key.primary_version, kinds=[key_pb2.MATERIAL_KIND_PUBLIC_KEY, key_pb2.MATERIAL_KIND_GALOIS_KEY]
+    )
+    found: dict[int, bytes] = defaultdict(bytes)
+    async for chunk in client.keys.GetMaterial(request):
+        found[chunk.galois_element] += chunk.data
+    return Keyed(client, scheme, key, found.pop(0), dict(found))
 
 
 @pytest.fixture

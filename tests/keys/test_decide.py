@@ -131,6 +131,9 @@ class _Stretched:
     def __getattr__(self, name):
         return getattr(self._layout, name)
 
+    def _scaled(self, embedding):
+        return 1.5 * self._layout._scaled(embedding)
+
     def template(self, embedding):
         parts = self._layout.template(embedding)
         return [type(part)((part.coefficients * 3) // 2, part.scale) for part in parts]
@@ -191,12 +194,16 @@ async def test_whatever_is_decided_the_answer_has_one_size(door_key, alice):
 def _changed(result, **fields):
     copy = decision_pb2.ScoreResult.FromString(result.SerializeToString())
     for name, value in fields.items():
-        if name == "slots":
-            copy.ClearField("slots")
-            copy.slots.extend(value)
-        else:
-            setattr(copy, name, value)
+        setattr(copy, name, value)
     return copy
+
+
+def _words(slots):
+    return np.array(slots, "<u4").tobytes()
+
+
+def _named(result):
+    return np.frombuffer(result.slots, "<u4").tolist()
 
 
 def _tampered(door, result):
@@ -333,12 +340,20 @@ async def test_only_the_first_message_carries_the_request(client, door_key, alic
 async def test_there_is_a_most_of_scores_and_of_links(client, door_key, alice, monkeypatch):
     from sealface.keys import judge, servicer
 
-    most = 3 * door_key.layout.capacity
+    most = 3 * door_key.layout.group.capacity
     monkeypatch.setattr(judge, "LARGEST_SEARCH", most)
     results = door_key.results({slot: person(slot) for slot in range(1, most + 1)})
     assert (await door_key.decide(ask(alice, door_key.probe), results)).outcome == NO_MATCH
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_SCORES"):
         await door_key.decide(ask(alice, door_key.probe), [*results, results[0]])
+    # a result counts for the positions that it names, and for a group's at least: those that name none cost as well
+    (sealed,) = door_key.results({1: ME}, shape=door_key.layout.sealed_shapes[0])
+    monkeypatch.setattr(judge, "LARGEST_SEARCH", door_key.layout.sealed_shapes[0].capacity)
+    assert (await door_key.decide(ask(alice, door_key.probe), [sealed])).outcome == MATCH
+    for wrong in ([sealed, results[0]], [_changed(results[0], slots=b"")] * 3, [_changed(sealed, slots=bytes(4000))]):
+        with refused("RESOURCE_EXHAUSTED", "TOO_MANY_SCORES"):
+            await door_key.decide(ask(alice, door_key.probe), wrong)
+    monkeypatch.setattr(judge, "LARGEST_SEARCH", most)
     monkeypatch.setattr(servicer, "_MOST_LINKS", 2)
     assert (await door_key.decide(ask(alice, door_key.probe), results, {2: 1, 3: 1})).outcome == NO_MATCH
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_LINKS"):
@@ -383,8 +398,7 @@ async def test_what_is_no_ciphertext_is_malformed(client, scheme, door_key, alic
     wide = await keyed(client, scheme, await create_key(client, "wide", wide_key))
     data = result.ciphertext
     wrong = [b"", b"x", data[:-1], data + b"\0", b"\xff" * len(data), door_key.probe]
-    admitted = wide.evaluator.admit_probe(wide.encryptor.probe(person(1, 4096)))
-    wrong.append(wide.evaluator.score(wide.evaluator.assemble({}), admitted, []))
+    wrong.append(wide.results({1: person(1, 4096)})[0].ciphertext)
     for ciphertext in wrong:
         bad = _changed(result, ciphertext=ciphertext)
         assert await refusal(door_key, ask(alice, door_key.probe), [bad]) == "MALFORMED"
@@ -405,17 +419,68 @@ async def test_the_claimed_slots_must_be_scored_exactly(door_key, alice):
 @both_schemes
 async def test_a_slot_named_twice_or_too_few_positions(door_key, alice):
     (result,) = door_key.results({1: ME, 2: person(2)})
-    named = list(result.slots)
+    named = _named(result)
     for wrong in ([1, 1, *named[2:]], named[:-1], [*named, 0], []):
-        assert await refusal(door_key, ask(alice, door_key.probe), [_changed(result, slots=wrong)]) == "SLOTS"
+        changed = _changed(result, slots=_words(wrong))
+        assert await refusal(door_key, ask(alice, door_key.probe), [changed]) == "SLOTS"
     assert await refusal(door_key, ask(alice, door_key.probe), [result, result]) == "SLOTS"
+
+
+@both_schemes
+async def test_slots_that_are_no_whole_words(door_key, alice):
+    (result,) = door_key.results({1: ME, 2: person(2)})
+    data = result.slots
+    # a slot more or less, and the right length of them but for a byte
+    for wrong in (data[:-1], data[:-3], data + b"\0", data + bytes(3), data[1:], b"\1"):
+        changed = _changed(result, slots=wrong)
+        for claimed in ([1], []):
+            asked = ask(alice, door_key.probe, claimed_slots=claimed)
+            assert await refusal(door_key, asked, [changed]) == "SLOTS"
+
+
+@both_schemes
+async def test_a_result_of_a_shape_that_the_key_does_not_have(door_key, alice):
+    (result,) = door_key.results({1: ME, 2: person(2)})
+    known = {1, *(shape.columns for shape in door_key.layout.sealed_shapes)}
+    for columns in {0, 2, 3, 7, 12, 64, 128, 256, 2**31, 2**32 - 1} - known:
+        assert await refusal(door_key, ask(alice, door_key.probe), [_changed(result, columns=columns)]) == "SLOTS"
+        # beside a right one, and before it
+        others = [_changed(result, columns=columns), result]
+        for results in (others, others[::-1]):
+            assert await refusal(door_key, ask(alice, door_key.probe), results) == "SLOTS"
+
+
+@both_schemes
+async def test_a_search_over_blocks_of_several_shapes(door_key, alice):
+    group, small, larger = door_key.layout.group, *door_key.layout.sealed_shapes[:2]
+    results = door_key.results({901: near(ME, 0.2, 1), 7: person(7)}, shape=small)
+    results += door_key.results({5: near(ME, 0.1, 2), 6: person(6)}, shape=larger)
+    results += door_key.results({3: near(ME, 0.25, 3), 4: person(4)}, shape=group)
+    results += door_key.results({902: near(ME, 0.15, 4)}, shape=small)
+    for sent in (results, results[::-1]):
+        assert slots(await door_key.decide(ask(alice, door_key.probe), sent)) == [5, 902, 901, 3]
+        assert slots(await door_key.decide(ask(alice, door_key.probe), sent, {902: 901, 5: 3})) == [5, 902]
+    claimed = ask(alice, door_key.probe, claimed_slots=[901])
+    assert slots(await door_key.decide(claimed, door_key.results({901: near(ME, 0.2)}, shape=small))) == [901]
+    # a slot in two blocks, of whatever shapes
+    for twice in (door_key.results({5: ME}), door_key.results({5: ME}, shape=small)):
+        assert await refusal(door_key, ask(alice, door_key.probe), results + twice) == "SLOTS"
+
+
+@both_schemes
+async def test_a_tampered_sealed_result_among_many_is_not_genuine(door_key, alice):
+    shape = door_key.layout.sealed_shapes[0]
+    (result,) = door_key.results({1: ME}, shape=shape)
+    others = door_key.results({slot: person(slot) for slot in range(2, 4 * shape.capacity)}, shape=shape)
+    spoilt = [others[0], _tampered(door_key, result), *others[1:]]
+    assert await refusal(door_key, ask(alice, door_key.probe), spoilt) == "NOT_GENUINE"
 
 
 @both_schemes
 async def test_a_masked_position_opens_to_nothing_that_matches_somebody(door_key, alice):
     """Compute may claim a slot it did not score: what it gets is random, never the template's score."""
     (result,) = door_key.results({1: ME, 2: person(2)})
-    spread = [1, 2, *range(3, door_key.layout.capacity + 1)]
+    spread = _words([1, 2, *range(3, door_key.layout.group.capacity + 1)])
     decision = await door_key.decide(ask(alice, door_key.probe), [_changed(result, slots=spread)])
     assert decision.outcome == MATCH
     assert 1 in slots(decision)
@@ -478,7 +543,7 @@ async def test_results_after_a_refusal_are_opened_all_the_same(door_key, alice, 
     real = judge.open_results
     monkeypatch.setattr(judge, "open_results", lambda *a: opened.append(len(a[2])) or real(*a))
     good = door_key.results({slot: person(slot) for slot in range(1, 200)})
-    spoilt = decision_pb2.ScoreResult(shape=good[0].shape, ciphertext=b"x", slots=good[0].slots)
+    spoilt = decision_pb2.ScoreResult(columns=good[0].columns, ciphertext=b"x", slots=good[0].slots)
     for results in ([spoilt, *good[1:]], good):
         opened.clear()
         await door_key.decide(ask(alice, door_key.probe), results)
@@ -486,6 +551,6 @@ async def test_results_after_a_refusal_are_opened_all_the_same(door_key, alice, 
 
 
 async def test_a_verification_takes_no_more_results_than_it_claims_slots(door_key, alice):
-    results = door_key.results({slot: person(slot) for slot in range(1, 17 * door_key.layout.capacity + 1)})
+    results = door_key.results({slot: person(slot) for slot in range(1, 17 * door_key.layout.group.capacity + 1)})
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_SCORES"):
         await door_key.decide(ask(alice, door_key.probe, claimed_slots=[1]), results)

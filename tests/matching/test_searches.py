@@ -69,12 +69,57 @@ async def test_an_empty_gallery_has_nobody(gallery):
 
 @held
 async def test_more_than_a_group(gallery):
-    capacity = gallery.layout.capacity
+    capacity = gallery.layout.group.capacity
     for i in range(2 * capacity + 3):
         await gallery.enroll(f"s{i}", person(i))
     for i in (0, capacity - 1, capacity, 2 * capacity + 2):
         assert who(await gallery.identify(person(i))) == [f"s{i}"]
         assert (await gallery.verify(f"s{i}", person(i))).match
+
+
+@both_schemes
+@held
+async def test_sealed_faces_are_found_as_before(suite, gallery):
+    small = gallery.layout.sealed_shapes[0].capacity
+    results = [result async for result in gallery.enroll_many((f"s{i}", person(i)) for i in range(small + 6))]
+    assert len(results) == small + 6
+    await suite.sealed(small)
+    for i in (0, small - 1, small, small + 5):  # in the block, and in the open tail
+        assert who(await gallery.identify(near(person(i), 0.1, i))) == [f"s{i}"]
+        assert (await gallery.verify(f"s{i}", near(person(i), 0.1, i))).match
+        assert not (await gallery.verify(f"s{i}", person(1000))).match
+    assert who(await gallery.identify(person(1000))) == []
+    # one in the block and one in the tail, of one subject
+    probe = person(2000)
+    await gallery.enroll("s3", near(probe, 0.2, 1))
+    await gallery.enroll("new", near(probe, 0.1, 2))
+    assert who(await gallery.identify(probe)) == ["new", "s3"]
+    assert who(await gallery.identify(person(3))) == ["s3"]
+    assert await gallery.erase("s3") == 2
+    assert who(await gallery.identify(probe)) == ["new"]
+    assert who(await gallery.identify(person(3))) == []
+    await suite.sealed(small)  # made again, with one of the tail in its place
+    assert who(await gallery.identify(person(3))) == []
+    assert who(await gallery.identify(person(small))) == [f"s{small}"]
+
+
+@both_schemes
+@held
+async def test_imported_faces_are_found_at_once(gallery):
+    small = gallery.layout.sealed_shapes[0].capacity
+    await gallery.enroll("s0", near(person(0), 0.2))
+    blocks = [block async for block in gallery.import_many((f"s{i}", person(i)) for i in range(small + 2))]
+    assert [(block.first_slot, block.templates, block.last_subject) for block in blocks] == [
+        (2, small, f"s{small - 1}"),
+        (small + 2, 2, f"s{small + 1}"),
+    ]
+    for i in (0, 1, small - 1, small, small + 1):
+        assert who(await gallery.identify(near(person(i), 0.1, i))) == [f"s{i}"]
+        assert (await gallery.verify(f"s{i}", near(person(i), 0.1, i))).match
+        assert not (await gallery.verify(f"s{i}", person(1000))).match
+    assert await gallery.erase("s0") == 2  # one by itself, one in a block
+    assert who(await gallery.identify(person(0))) == []
+    assert who(await gallery.identify(person(1))) == ["s1"]
 
 
 @held
@@ -130,5 +175,12 @@ async def test_every_metric_from_end_to_end(client, metric):
     gallery = await client.create_gallery("door", metric=metric, policy=rule, client_held=True, largest_norm=2.0)
     await gallery.enroll("ann", one)
     await gallery.enroll("bob", scale * person(2))
+    assert who(await gallery.identify(other)) == ["ann"]
+    assert await gallery.distance("ann", other) == pytest.approx(distance, rel=2e-3)
+    others = [("cyd", scale * person(3)), ("ann", one), ("dan", scale * person(4))]
+    assert len([block async for block in gallery.import_many(others)]) == 1
+    assert await gallery.erase("ann") == 2
+    assert who(await gallery.identify(other)) == []
+    assert len([block async for block in gallery.import_many(others)]) == 1
     assert who(await gallery.identify(other)) == ["ann"]
     assert await gallery.distance("ann", other) == pytest.approx(distance, rel=2e-3)

@@ -1,18 +1,28 @@
 """Calls to the matching service as they are on the wire."""
 
+import asyncio
 import os
 
 import grpc
 import numpy as np
 import pytest
 
+from sealface.cipher.evaluator import block_memory
+from sealface.matching import feed, servicer
+from sealface.matching.decider import Decider
+from sealface.matching.matcher import Matcher
+from sealface.matching.servicer import MOST_TOGETHER
 from sealface.protocol import sealing
 from sealface.protocol.signing import Credential
 from sealface.runtime.server import MESSAGE_LIMIT
+from sealface.runtime.timing import SERVER_TIMING, parse_timing
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as messages
-from tests.conftest import POLICY, both_schemes, dump, execute, near, only_info, person, refused
+from tests.conftest import POLICY, both_schemes, dump, execute, near, only_info, person, refused, status_of
+from tests.enrollment.conftest import import_data, import_header, import_messages
 from tests.matching.conftest import identify_request, probe_of, verify_request
+
+USED = grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def verify(client, request, **options):
@@ -30,6 +40,11 @@ async def batch(client, requests):
 
 async def verifying_key(client):
     return (await client.keys.GetServiceIdentity(key_service_pb2.GetServiceIdentityRequest())).verifying_key
+
+
+def slots_of(results):
+    """All slots that results name."""
+    return [slot for result in results for slot in np.frombuffer(result.slots, "<u4").tolist() if slot]
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ async def _one(client, request):
 
 @both_schemes
 async def test_client_held_galleries_get_scores_and_no_decision(suite, client, safe):
-    capacity = safe.layout.capacity
+    capacity = safe.layout.group.capacity
     for i in range(capacity + 2):
         await safe.enroll(f"s{i % 5}", person(i))
     await suite.stop("keys")  # which is not needed
@@ -89,10 +104,11 @@ async def test_client_held_galleries_get_scores_and_no_decision(suite, client, s
     links = {link.slot: link.lead for part in parts for link in part.scores.links}
     assert links == {slot: (slot - 1) % 5 + 1 for slot in range(6, capacity + 3)}
     results = [result for part in parts for result in part.scores.results]
-    assert [slot for result in results for slot in result.slots if slot] == list(range(1, capacity + 3))
+    assert slots_of(results) == list(range(1, capacity + 3))
+    assert {result.columns for result in results} == {1}
     answer = await verify(client, verify_request(safe, person(1), [2, 7])[0])
     assert answer.WhichOneof("answer") == "scores"
-    assert sorted(slot for result in answer.scores.results for slot in result.slots if slot) == [2, 7]
+    assert slots_of(answer.scores.results) == [2, 7]
 
 
 @both_schemes
@@ -297,3 +313,217 @@ async def test_a_batch_over_galleries_of_both_kinds(client, peopled, safe):
 
 async def test_an_empty_batch(client, peopled):
     assert await batch(client, []) == []
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many searches shared each pass; those that arrive together are waited for."""
+    shared = []
+    identify = Matcher.identify
+
+    def counted(self, gallery_id, probes):
+        search = identify(self, gallery_id, probes)
+        shared.append((gallery_id, len(probes)))
+        return search
+
+    monkeypatch.setattr(Matcher, "identify", counted)
+    monkeypatch.setattr(feed, "_LINGER_S", 0.3)
+    return shared
+
+
+def named(answers, asked, key):
+    """Slots that each managed answer of a batch names, in the order of the answers."""
+    pending = {request.request_id: pending for request, pending in asked}
+    return [
+        [candidate.slot for candidate in pending[answer.request_id].read(answer.response.decision, key)[0].candidates]
+        for answer in answers
+        if answer.HasField("response")
+    ]
+
+
+@both_schemes
+async def test_searches_that_arrive_together_share_a_pass(client, peopled, passes):
+    asked = [identify_request(peopled, person(i % 4)) for i in range(MOST_TOGETHER + 3)]
+    answers = await batch(client, [request for request, _ in asked])
+    assert passes == [("door", MOST_TOGETHER), ("door", 3)]
+    assert [answer.request_id for answer in answers if answer.last] == [request.request_id for request, _ in asked]
+    found = named(answers, asked, await verifying_key(client))
+    assert found == [[[], [1], [2], [3]][i % 4] for i in range(MOST_TOGETHER + 3)]
+
+
+@both_schemes
+async def test_a_shared_pass_goes_over_all_blocks_for_each(client, safe, passes):
+    await client.enrollment.ImportBlock(
+        iter(import_messages(import_header(safe, ["s1", "s2"]), import_data(safe, [person(1), person(2)])))
+    )
+    await safe.enroll("s3", person(3))
+    await safe.enroll("s1", person(4))
+    requests = [identify_request(safe, person(i), request_id=f"r{i}")[0] for i in range(1, 5)]
+    answers = await batch(client, requests)
+    assert passes == [("safe", 4)]
+    for i in range(1, 5):
+        parts = [a.response for a in answers if a.request_id == f"r{i}" and a.HasField("response")]
+        assert {part.layout_epoch for part in parts} == {3}
+        results = [result for part in parts for result in part.scores.results]
+        assert slots_of(results) == [1, 2, 3, 4]
+        slots, distances = safe._local_judge().distances(results)
+        assert int(slots[np.argmin(distances)]) == i
+        links = [(link.slot, link.lead) for part in parts for link in part.scores.links]
+        assert links == [(4, 1)]
+    order = [answer.request_id for answer in answers]
+    assert order == sorted(order)
+
+
+async def test_one_that_is_wrong_stops_no_other_of_its_pass(suite, client, peopled, safe, passes):
+    await safe.enroll("a", person(1))
+    asked = [identify_request(peopled, person(i), request_id=f"r{i}") for i in range(1, 4)]
+    requests = [request for request, _ in asked]
+    wrong = {
+        "probe": identify_request(peopled, person(1), request_id="probe")[0],
+        "version": identify_request(peopled, person(1), request_id="version")[0],
+        "signed": identify_request(peopled, person(1), request_id="signed", decision_request=None)[0],
+        "nowhere": identify_request(peopled, person(1), request_id="nowhere", gallery="galleries/none")[0],
+        "name": identify_request(peopled, person(1), request_id="name", gallery="none")[0],
+        "no id": identify_request(peopled, person(1), request_id="no id")[0],
+        "replayed": identify_request(peopled, person(1), request_id="replayed")[0],
+    }
+    wrong["probe"].probe.ciphertext = b"random"
+    wrong["version"].probe.key_version = "keys/door/versions/2"
+    wrong["replayed"].CopyFrom(requests[0])
+    wrong["replayed"].request_id = "replayed"
+    held = identify_request(safe, person(1), request_id="held")[0]
+    sent = [wrong["probe"], requests[0], wrong["nowhere"], wrong["signed"], held, wrong["name"], requests[1]]
+    sent += [wrong["version"], wrong["no id"], requests[2], wrong["replayed"]]
+    answers = await batch(client, sent)
+    assert [answer.request_id for answer in answers if answer.last] == [request.request_id for request in sent]
+    failed = {a.request_id: (a.error.code, only_info(a.error).reason) for a in answers if a.HasField("error")}
+    invalid, absent, before = (
+        code.value[0] for code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, USED)
+    )
+    # of two with one nonce either may be the first
+    replayed = failed.pop("replayed", None) or failed.pop("r1")
+    assert replayed == (before, "NONCE_USED")
+    assert failed == {
+        "probe": (invalid, "MALFORMED_CIPHERTEXT"),
+        "version": (invalid, "WRONG_KEY_VERSION"),
+        "signed": (invalid, "MISSING_FIELD"),
+        "nowhere": (absent, "GALLERY_NOT_FOUND"),
+        "name": (invalid, "INVALID_NAME"),
+        "no id": (invalid, "INVALID_NAME"),
+    }
+    answered = [a for a in answers if a.HasField("response") and a.request_id in {"r2", "r3"}]
+    assert named(answered, asked, await verifying_key(client)) == [[2], [3]]
+    assert sum(1 for gallery, _ in passes if gallery == "safe") == 1
+
+
+async def test_the_key_service_away_fails_each_search_of_a_pass(suite, client, peopled, passes):
+    await suite.stop("keys")
+    answers = await batch(client, [identify_request(peopled, person(i))[0] for i in range(1, 4)])
+    assert [only_info(answer.error).reason for answer in answers] == ["KEY_SERVICE_UNAVAILABLE"] * 3
+
+
+async def test_answers_come_while_the_stream_is_open(client, peopled):
+    go = asyncio.Event()
+    first, last = (messages.BatchIdentifyRequest(request=identify_request(peopled, person(i))[0]) for i in (1, 2))
+
+    async def items():
+        yield first
+        await go.wait()
+        yield last
+
+    call = client.matching.BatchIdentify(items())
+    assert (await asyncio.wait_for(call.read(), 20)).HasField("response")
+    assert (await call.read()).last
+    go.set()
+    assert (await call.read()).request_id == last.request.request_id
+    assert (await call.read()).last
+    assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_long_batch_ends_as_well_as_a_short_one(client, peopled, monkeypatch):
+    """Whatever is told at its end has a size of its own, not the batch's."""
+    monkeypatch.setattr(servicer, "MOST_TOGETHER", 1)
+    asked = [identify_request(peopled, person(i % 4)) for i in range(300)]
+    call = client.matching.BatchIdentify(iter([messages.BatchIdentifyRequest(request=request) for request, _ in asked]))
+    answers = [answer async for answer in call]
+    assert sum(answer.last for answer in answers) == 300
+    trailing = dict(await call.trailing_metadata())
+    assert len(trailing[SERVER_TIMING]) < 1000
+    assert set(parse_timing(trailing[SERVER_TIMING])) == {"expand", "multiply", "pass", "open"}
+
+
+async def test_a_batch_that_is_given_up_has_nothing_decided_any_more(client, peopled, passes, monkeypatch):
+    began, ended = [], []
+
+    async def slow(self, *arguments):
+        began.append(1)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    monkeypatch.setattr(Decider, "decide", slow)
+    items = [messages.BatchIdentifyRequest(request=identify_request(peopled, person(i))[0]) for i in range(4)]
+    call = client.matching.BatchIdentify(iter(items))
+    reading = asyncio.ensure_future(call.read())
+    await until(lambda: len(began) == 4)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await until(lambda: len(ended) == 4)
+
+
+async def until(true):
+    for _ in range(200):
+        if true():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+# --- what is told of the time
+
+
+@both_schemes
+async def test_a_search_tells_its_steps_and_nothing_else(client, peopled, safe):
+    await safe.enroll("a", person(1))
+    for gallery, steps in ((peopled, {"expand", "multiply", "pass", "open"}), (safe, {"expand", "multiply", "pass"})):
+        for vector in (person(1), person(9)):
+            call = client.matching.Identify(identify_request(gallery, vector)[0])
+            assert [part async for part in call]
+            trailing = dict(await call.trailing_metadata())
+            assert set(trailing) == {SERVER_TIMING}
+            told = parse_timing(trailing[SERVER_TIMING])
+            assert set(told) == steps
+            assert all(ms >= 0 for ms in told.values())
+
+
+async def test_a_search_that_fails_tells_no_time(client, peopled):
+    request, _ = identify_request(peopled, person(1))
+    request.decision_request.signature = bytes(64)
+    with refused("UNAUTHENTICATED", "BAD_SIGNATURE") as caught:
+        await identify(client, request)
+    assert SERVER_TIMING not in dict(caught.value.trailing_metadata())
+
+
+# --- memory
+
+
+async def test_a_gallery_over_the_memory_is_refused_and_no_other(suite, client, door, safe):
+    suite.memory = 2 * block_memory(door.layout.group)
+    await suite.restart("matching")
+    for gallery in (door, safe):
+        await gallery.enroll("ann", person(1))
+    assert (await door.identify(person(1))).match
+    await client.enrollment.ImportBlock(
+        iter(import_messages(import_header(door, ["bob"]), import_data(door, [person(2)])))
+    )
+    for _ in range(2):
+        with refused("RESOURCE_EXHAUSTED", "SHARD_TOO_LARGE") as caught:
+            await identify(client, identify_request(door, person(1))[0])
+        metadata = status_of(caught.value)[1].metadata
+        assert int(metadata["limit_bytes"]) == suite.memory < int(metadata["needed_bytes"])
+        (answer,) = await batch(client, [identify_request(door, person(1))[0]])
+        assert only_info(answer.error).reason == "SHARD_TOO_LARGE"
+        assert (await safe.identify(person(1))).match
+    assert (await door.verify("ann", person(1))).match  # which needs nothing in memory

@@ -67,9 +67,14 @@ def test_the_threshold_falls_as_the_gallery_grows():
     assert ruled.search_threshold(10_000) == pytest.approx(0.1)
 
 
-def test_below_the_curve_nothing_is_named():
+def test_below_the_curve_its_first_line_goes_on_until_nothing_is_named():
     ruled = policy(identification_threshold=1.0, target_fpir=0.01, curve=CURVE)
-    assert ruled.search_threshold(10_001) < 0
+    # from (0.1, 1e-6) and (0.2, 1e-4): 0.05 a decade
+    assert ruled.search_threshold(100_000) == pytest.approx(0.05)
+    assert ruled.search_threshold(1_000_000) == pytest.approx(0.0)
+    assert ruled.search_threshold(10_000_000) < 0
+    flat = policy(identification_threshold=1.0, target_fpir=0.01, curve=((0.1, 1e-6), (0.2, 1e-6)))
+    assert flat.search_threshold(10_001) < 0
 
 
 def test_above_the_curve_its_last_distance_holds_and_the_threshold_bounds_it():

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import signal
+import threading
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from sealface.runtime.server import Server, ServerConfig, announce, run
+from sealface.runtime.server import AddressUnavailable, Server, ServerConfig, announce, run
 from tests.conftest import Suite
 from tests.runtime.conftest import SERVICE
 
@@ -69,6 +70,60 @@ async def test_a_call_that_never_ends_does_not_keep_the_server(running):
     await asyncio.wait_for(running.server.stop(), 3)
     with pytest.raises(grpc.aio.AioRpcError):
         await under_way
+
+
+class Work:
+    """Says when it is started and stopped, and by whom."""
+
+    def __init__(self, said: list[str], name: str) -> None:
+        self.said, self.name = said, name
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self.said.append(f"{self.name} started")
+
+    def stop(self) -> None:
+        self.threads.append(threading.current_thread())
+        self.said.append(f"{self.name} stopped")
+
+
+async def test_work_in_the_background_runs_as_long_as_calls_do():
+    said: list[str] = []
+    work = [Work(said, "one"), Work(said, "two")]
+    server = Server(ServerConfig(grace_s=5), [SERVICE], background=work)
+    began, may_finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(request, context):
+        began.set()
+        await may_finish.wait()
+        said.append("call finished")
+        return b""
+
+    handlers = {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    assert said == []
+    async with grpc.aio.insecure_channel(await server.start()) as channel:
+        assert said == ["one started", "two started"]
+        call = asyncio.ensure_future(channel.unary_unary(f"/{SERVICE}/Slow")(b""))
+        await began.wait()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.05)
+        assert said == ["one started", "two started"]
+        may_finish.set()
+        await call
+        await stopping
+    assert said[2:] == ["call finished", "one stopped", "two stopped"]
+    assert threading.current_thread() not in work[0].threads  # it may wait for threads of its own
+
+
+async def test_a_server_that_cannot_listen_begins_no_work():
+    first = Server(ServerConfig(), [SERVICE])
+    address = await first.start()
+    said: list[str] = []
+    with pytest.raises(AddressUnavailable):
+        await Server(ServerConfig(address), [SERVICE], background=[Work(said, "one")]).start()
+    assert said == []
+    await first.stop()
 
 
 async def test_a_message_over_the_limit_is_refused(running):

@@ -1,5 +1,6 @@
 import threading
 
+import numpy as np
 import pytest
 
 from sealface.storage.evaluators import Evaluators, WrongKeyVersion, WrongParameterSet, check_encryption
@@ -25,7 +26,7 @@ def make(record, galleries, scheme, secret_of):
         layout = new_gallery().layout
         material = scheme.generate(layout.parameters)
         secret_of[key or gallery_id] = material.secret
-        record.create_gallery(new_gallery(gallery_id, key, material.public))
+        record.create_gallery(new_gallery(gallery_id, key, material.public, material.evaluation))
         return galleries.get(gallery_id), scheme.encryptor(layout, material.public)
 
     return made
@@ -55,13 +56,21 @@ def test_a_gallery_made_anew_gets_an_evaluator_of_its_own_key(make, secret_of, r
     second = evaluators.of(new)
     assert second is not first
     opener = scheme.opener(new.layout, secret_of["other"])
-    assert opener.genuine(opener.open([scored(second, encryptor)]).checks)
-    assert not opener.genuine(opener.open([scored(first, other)]).checks)
+    for shape in (new.layout.group, new.layout.sealed_shapes[0]):  # its Galois keys, too
+        assert genuine(opener, shape, second, encryptor)
+        assert not genuine(opener, shape, first, other)
 
 
-def scored(evaluator, encryptor):
-    template = evaluator.admit(encryptor.template(person(1)))
-    return evaluator.score(evaluator.assemble({0: template}), evaluator.admit_probe(encryptor.probe(person(1))), [0])
+def genuine(opener, shape, evaluator, encryptor):
+    template = {0: evaluator.admit(encryptor.template(person(1)))}
+    block = evaluator.load(shape, evaluator.seal(shape, template)) if shape.sealed else evaluator.assemble(template)
+    leaves = evaluator.expand([evaluator.admit_probe(encryptor.probe(person(1)))], {shape})
+    ((result,),) = evaluator.score([block], leaves[shape], [np.arange(shape.capacity) == 0])
+    opened = opener.open(shape, [result])
+    if not opener.genuine(shape, opened.checks):
+        return False
+    assert opened.scores[0, 0] == pytest.approx(1.0)
+    return True
 
 
 def test_only_so_many_are_held(make, galleries, scheme):
@@ -76,6 +85,13 @@ def test_only_so_many_are_held(make, galleries, scheme):
 def test_a_damaged_public_key_makes_no_evaluator(make, galleries, scheme, path):
     gallery, _ = make()
     execute(path, "UPDATE galleries SET public_key = ?", b"x")
+    with pytest.raises(TemplateDamaged):
+        Evaluators(galleries, scheme).of(gallery)
+
+
+def test_a_damaged_evaluation_key_makes_no_evaluator(make, galleries, scheme, path):
+    gallery, _ = make()
+    assert execute(path, "UPDATE gallery_evaluation_keys SET material = x'00' WHERE galois_element = 4097") == 1
     with pytest.raises(TemplateDamaged):
         Evaluators(galleries, scheme).of(gallery)
 

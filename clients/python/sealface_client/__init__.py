@@ -19,7 +19,7 @@ from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError
 from sealface_client.gallery import AsyncGallery
-from sealface_client.results import Enrolled, Identification, Verification
+from sealface_client.results import Enrolled, Identification, Imported, Verification
 from sealface_client.sync import Client, Gallery
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Enrolled",
     "Gallery",
     "Identification",
+    "Imported",
     "Policy",
     "SealfaceError",
     "ServiceError",

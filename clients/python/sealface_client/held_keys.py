@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from sealface.errors import AlreadyExists, NotFound
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import Policy
-from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
+from sealface.protocol.scores import ScoresMisplaced, ScoresNotGenuine, open_results, result_from_wire
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import write_private
 from sealface_protos.keys.v1 import decision_pb2
@@ -84,16 +84,15 @@ class LocalJudge:
         self._layout = layout
         self._policy = policy
 
-    def distances(self, results: Sequence[decision_pb2.ScoreResult]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def distances(self, results: Sequence[decision_pb2.ScoreResult]) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
         """Slots and their distances, (n,) each.
 
         Raises:
             DecisionNotGenuine: the results were made with another key, or are not what they claim.
         """
         try:
-            slots, found = open_results(
-                self._opener, self._layout, [Result(item.ciphertext, item.slots) for item in results]
-            )
+            received = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in results]
+            slots, found = open_results(self._opener, self._layout, received)
         except (ScoresNotGenuine, ScoresMisplaced) as error:
             raise DecisionNotGenuine(error.message) from None
         if not decision.each_once(slots):
@@ -111,7 +110,9 @@ class LocalJudge:
             raise DecisionNotGenuine("the scores are not of the claimed subject: ask again")
         return decision.verify(self._policy, slots, found)
 
-    def identify(self, results: Sequence[decision_pb2.ScoreResult], leads: Mapping[int, int], most: int) -> Decision:
+    def identify(
+        self, results: Sequence[decision_pb2.ScoreResult], links: Sequence[tuple[int, int]], most: int
+    ) -> Decision:
         """See `protocol.decision.identify`."""
         slots, found = self.distances(results)
-        return decision.identify(self._policy, slots, found, leads, most)
+        return decision.identify(self._policy, slots, found, np.array(links, np.uint32).reshape(-1, 2), most)

@@ -21,6 +21,23 @@ class Enrolled:
 
 
 @dataclass(frozen=True)
+class Imported:
+    """A block of stored templates.
+
+    Attributes:
+        last_subject: subject of the last one: where to go on after a failure.
+        first_slot: number of the first one in the gallery.
+        templates: how many.
+        bytes_sent: bytes of ciphertext.
+    """
+
+    last_subject: str
+    first_slot: int
+    templates: int
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """Whether a probe is a claimed subject.
 

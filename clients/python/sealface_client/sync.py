@@ -20,7 +20,7 @@ from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.faces import Face
 from sealface_client.gallery import AsyncGallery
-from sealface_client.results import Enrolled, Identification, Verification
+from sealface_client.results import Enrolled, Identification, Imported, Verification
 from sealface_protos.enrollment.v1 import gallery_pb2
 from sealface_protos.keys.v1 import key_pb2
 
@@ -167,13 +167,17 @@ class Gallery:
         """See `AsyncGallery.embed_all`."""
         return self._loop.run(self._gallery.embed_all(picture))
 
-    def enroll(self, subject: str, face: Face, *, request_id: str | None = None) -> Enrolled:
+    def enroll(self, subject: str, face: Face, *, request_id: str | None = None, unique: bool = False) -> Enrolled:
         """See `AsyncGallery.enroll`."""
-        return self._loop.run(self._gallery.enroll(subject, face, request_id=request_id))
+        return self._loop.run(self._gallery.enroll(subject, face, request_id=request_id, unique=unique))
 
     def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> Iterator[Enrolled | SealfaceError]:
         """See `AsyncGallery.enroll_many`."""
         yield from self._loop.each(self._gallery.enroll_many(faces))
+
+    def import_many(self, faces: Iterable[tuple[str, NDArray[np.float64]]], expected: int = 0) -> Iterator[Imported]:
+        """See `AsyncGallery.import_many`."""
+        yield from self._loop.each(self._gallery.import_many(faces, expected))
 
     def verify(self, subject: str, face: Face) -> Verification:
         """See `AsyncGallery.verify`."""
@@ -190,6 +194,10 @@ class Gallery:
     def distance(self, subject: str, face: Face) -> float:
         """See `AsyncGallery.distance`."""
         return self._loop.run(self._gallery.distance(subject, face))
+
+    def distances(self, face: Face) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
+        """See `AsyncGallery.distances`."""
+        return self._loop.run(self._gallery.distances(face))
 
     def subjects(self) -> list[gallery_pb2.Subject]:
         """See `AsyncGallery.subjects`."""

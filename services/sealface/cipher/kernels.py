@@ -40,15 +40,16 @@ def _product(x, y):  # type: ignore[no-untyped-def]  # pragma: no cover - compil
 
 
 @_inlined
-def _reduce(x, p, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    # Barrett: x < 2^(2 bits + 1) for p of that many bits, shift = bits - 1, mu = floor(2^(32 + shift) / p)
+def reduce(x, p, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Reduce x to below p, for x < 2^(2 bits + 1) and a prime of that many bits (Barrett); see `barrett`."""
     r = x - _product(_product(x >> shift, mu) >> np.uint64(32), p)
     r = min(r, r - p)
     return min(r, r - p)
 
 
 @_compiled
-def _forward(a, out, ring, p, c):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def forward(a, out, ring, p, c):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Rows (rows, n) of signed elements from -p to p to NTT form."""
     rows, n = a.shape
     length = n // c
     shift, p1, p2 = np.uint64(32), np.uint32(p), np.uint32(np.uint64(2) * p)
@@ -97,7 +98,8 @@ def _forward(a, out, ring, p, c):  # type: ignore[no-untyped-def]  # pragma: no 
 
 
 @_compiled
-def _inverse(a, out, ring, scale, scale_shoup, p, c):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def inverse(a, out, ring, scale, scale_shoup, p, c):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Rows (rows, n) in NTT form to coefficients; may be done in place."""
     rows, n = a.shape
     length = n // c
     shift, p1, p2 = np.uint64(32), np.uint32(p), np.uint32(np.uint64(2) * p)
@@ -151,73 +153,102 @@ def _multiply(x, y, out, limb, p, shift, mu):  # type: ignore[no-untyped-def]  #
     x0, x1, y0, y1 = x[0, limb], x[1, limb], y[0, limb], y[1, limb]
     z0, z1, z2 = out[0, limb], out[1, limb], out[2, limb]
     for j in range(x0.size):
-        z0[j] = _reduce(_product(x0[j], y0[j]), p, shift, mu)
-        z1[j] = _reduce(_product(x0[j], y1[j]) + _product(x1[j], y0[j]), p, shift, mu)
-        z2[j] = _reduce(_product(x1[j], y1[j]), p, shift, mu)
+        z0[j] = reduce(_product(x0[j], y0[j]), p, shift, mu)
+        z1[j] = reduce(_product(x0[j], y1[j]) + _product(x1[j], y0[j]), p, shift, mu)
+        z2[j] = reduce(_product(x1[j], y1[j]), p, shift, mu)
 
 
 @_compiled
 def _multiply_add(x, y, z, out, limb, p, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     x0, y0, z0, out0 = x[limb], y[limb], z[limb], out[limb]
     for j in range(x0.size):
-        out0[j] = _reduce(_product(x0[j], y0[j]) + z0[j], p, shift, mu)
+        out0[j] = reduce(_product(x0[j], y0[j]) + z0[j], p, shift, mu)
+
+
+@_compiled
+def _add_words(x, y, out, moduli):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for polynomial in range(x.shape[0]):
+        for limb in range(x.shape[1]):
+            p = moduli[limb]
+            a, b, to = x[polynomial, limb], y[polynomial, limb], out[polynomial, limb]
+            for j in range(a.size):
+                s = np.uint64(a[j]) + np.uint64(b[j])
+                to[j] = min(s, s - p)
 
 
 @_compiled
 def _scale_sum(x, y, factor, p, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     out = np.empty(x.size, np.uint64)
     for j in range(x.size):
-        out[j] = _reduce(_product(x[j] + y[j], factor), p, shift, mu)
+        out[j] = reduce(_product(x[j] + y[j], factor), p, shift, mu)
     return out
 
 
 @_compiled
-def _centre(a, q):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    # residues modulo q to what must be added modulo another prime to round them away: -a, a taken from -q/2 to q/2
-    out = np.empty(a.size, np.int64)
-    for j in range(a.size):
-        v = np.int64(a[j])
-        out[j] = (q if v > q // np.int64(2) else np.int64(0)) - v
+def _correct(low, errors, mask, q, p, q_rest, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    # residues modulo q and small errors to what must be added modulo p before both are divided by q: the errors, less
+    # what is left modulo q with them, taken around zero, and in row 0 the mask times q
+    out = np.empty(low.shape, np.uint64)
+    half = q // np.int64(2)
+    for row in range(low.shape[0]):
+        for j in range(low.shape[1]):
+            e = errors[row, j]
+            v = np.int64(low[row, j]) + e
+            v += q if v < 0 else np.int64(0)
+            v -= q if v > half else np.int64(0)
+            d = e - v
+            d += np.int64(p) if d < 0 else np.int64(0)
+            out[row, j] = np.uint64(d)
+    for j in range(mask.size):
+        out[0, j] = reduce(_product(mask[j], q_rest) + out[0, j], p, shift, mu)
     return out
 
 
+def by_column(w: Residues, c: int) -> Residues:
+    """Roots of the stages below distance c, in the order in which the transposed loops meet them."""
+    length = w.size // c
+    stages = [1 << i for i in range(c.bit_length() - 1)]  # roots a row, once transposed
+    rows = [w[m * length : 2 * m * length].reshape(length, m).T.ravel() for m in stages]
+    return np.concatenate([*rows, np.empty(0, np.uint64)])
+
+
 @lru_cache(maxsize=8)
-def _tables(p: int, n: int) -> tuple[_Ring, _Ring, np.uint64, np.uint64, int]:
-    forward, inverse, n_inverse = roots(p, n)
+def directions(p: int, n: int) -> tuple[_Ring, _Ring, np.uint64, np.uint64, int]:
+    """Tables of both directions, 1/n and its quotient, and where the transform transposes."""
+    ahead, back, n_inverse = roots(p, n)
     prime = np.uint64(p)
     c = 1 << (n.bit_length() - 1) // 2
-    stages = [1 << i for i in range(c.bit_length() - 1)]  # roots a row, once transposed
 
     def ring(w: Residues) -> _Ring:
-        by_column = [w[m * n // c : 2 * m * n // c].reshape(n // c, m).T.ravel() for m in stages]
-        columns = np.concatenate([*by_column, np.empty(0, np.uint64)])
+        columns = by_column(w, c)
         words = [w, (w << np.uint64(32)) // prime, columns, (columns << np.uint64(32)) // prime]
         return _Ring(*(np.ascontiguousarray(values.astype(np.uint32)) for values in words))
 
-    return ring(forward), ring(inverse), np.uint64(n_inverse), np.uint64((n_inverse << 32) // p), c
+    return ring(ahead), ring(back), np.uint64(n_inverse), np.uint64((n_inverse << 32) // p), c
 
 
 @lru_cache(maxsize=8)
-def _barrett(p: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+def barrett(p: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """Constants of `reduce` for a prime: itself, bits - 1 = shift, floor(2^(32 + shift) / p)."""
     shift = p.bit_length() - 1
     return np.uint64(p), np.uint64(shift), np.uint64((1 << 32 + shift) // p)
 
 
 def ntt(a: NDArray[Any], p: int) -> Residues:
     """Forward transform along the last axis; see `ring.ntt`. Signed elements from -p to p are taken as well."""
-    ring, _, _, _, c = _tables(p, a.shape[-1])
+    ring, _, _, _, c = directions(p, a.shape[-1])
     rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
     out = np.empty(rows.shape, np.uint64)
-    _forward(rows, out, ring, np.uint64(p), c)
+    forward(rows, out, ring, np.uint64(p), c)
     return out.reshape(a.shape)
 
 
 def intt(a: Residues, p: int) -> Residues:
     """Inverse transform along the last axis; see `ring.intt`."""
-    _, ring, scale, scale_shoup, c = _tables(p, a.shape[-1])
+    _, ring, scale, scale_shoup, c = directions(p, a.shape[-1])
     rows = np.ascontiguousarray(a).reshape(-1, a.shape[-1])
     out = np.empty(rows.shape, np.uint64)
-    _inverse(rows, out, ring, scale, scale_shoup, np.uint64(p), c)
+    inverse(rows, out, ring, scale, scale_shoup, np.uint64(p), c)
     return out.reshape(a.shape)
 
 
@@ -231,7 +262,7 @@ def multiply(x: Residues, y: Residues, primes: tuple[int, ...]) -> Residues:
     out = np.empty((3, *x.shape[1:]), np.uint64)
     x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
     for limb, p in enumerate(primes):
-        _multiply(x, y, out, limb, *_barrett(p))
+        _multiply(x, y, out, limb, *barrett(p))
     return out
 
 
@@ -240,24 +271,42 @@ def multiply_add(x: Residues, y: Residues, z: Residues, primes: tuple[int, ...])
     out = np.empty(x.shape, np.uint64)
     x, y, z = np.ascontiguousarray(x), np.ascontiguousarray(y), np.ascontiguousarray(z)
     for limb, p in enumerate(primes):
-        _multiply_add(x, y, z, out, limb, *_barrett(p))
+        _multiply_add(x, y, z, out, limb, *barrett(p))
     return out
 
 
-def switch(residues: Residues, primes: tuple[int, ...]) -> Residues:
-    """Divide polynomials (k, 2, N) in NTT form by the second prime and round: (k, N) modulo the first."""
+def add_words(x: NDArray[np.uint32], y: NDArray[np.uint32], primes: tuple[int, ...]) -> Residues:
+    """The sum of residues (k, limbs, N) that are held as 32-bit words."""
+    out = np.empty(x.shape, np.uint64)
+    _add_words(x, y, out, np.array(primes, np.uint64))
+    return out
+
+
+def switch(
+    residues: Residues,
+    primes: tuple[int, ...],
+    errors: NDArray[np.int64] | None = None,
+    mask: Residues | None = None,
+) -> Residues:
+    """Divide polynomials by the second prime and round.
+
+    What is small or belongs to the quotient alone is added on the way, as coefficients, which saves its transforms.
+
+    Args:
+        residues: (k, 2, N) in NTT form.
+        primes: both primes.
+        errors: (k, N) small coefficients that are added before the division.
+        mask: (N,) coefficients modulo the first prime that are added to the first polynomial's quotient.
+
+    Returns:
+        (k, N) modulo the first prime, in NTT form.
+    """
     p, q = primes
     low = intt(residues[:, 1], q)
-    correction = ntt(_centre(low.reshape(-1), np.int64(q)).reshape(low.shape), p)
+    errors = np.zeros(low.shape, np.int64) if errors is None else errors
+    mask = np.empty(0, np.uint64) if mask is None else mask
+    prime, shift, mu = barrett(p)
+    correction = ntt(_correct(low, errors, mask, np.int64(q), prime, np.uint64(q % p), shift, mu), p)
     high = np.ascontiguousarray(residues[:, 0]).reshape(-1)
-    scaled: Residues = _scale_sum(high, correction.reshape(-1), np.uint64(pow(q, -1, p)), *_barrett(p))
+    scaled: Residues = _scale_sum(high, correction.reshape(-1), np.uint64(pow(q, -1, p)), prime, shift, mu)
     return scaled.reshape(low.shape)
-
-
-def warm(primes: tuple[int, ...], n: int) -> None:
-    """Compile every kernel, or load it from the cache, and make the tables of these rings."""
-    ones = np.ones((2, n), np.uint64)
-    pair = np.stack([ntt(intt(ones, p), p) for p in primes], axis=1)
-    multiply_add(pair[0], pair[0], pair[0], primes)
-    switch(multiply(pair, pair, primes), primes)
-    integers_to_ntt(np.ones(n, np.int64), primes)

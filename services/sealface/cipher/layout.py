@@ -1,19 +1,23 @@
-"""Where the elements of a vector and the scores of a group lie in a polynomial.
+"""Where the elements of a vector and the scores of a block lie in polynomials.
 
-A template t is t(x) = sum_m t_m x^m. A group holds N/d templates (d the dimension padded to a power of two):
-the one at position b is multiplied by x^(d b). A probe is q(x^-1) = sum_m q_m x^-m, x^-e being -x^(N-e), so
-that coefficient d b of group times probe is exactly <t_b, q>. The last positions of a group stay empty for
-good: the key holder checks that they open to zero (threat model, rule 4).
+A vector of d elements (padded to a power of two) is split d = d1 d2; element m = i + d1 k, i < d1, k < d2. A *block* of
+d1 ciphertexts, its columns, holds N/d2 templates: column i has element (i, k) of the template at coefficient p in
+coefficient p + d1 k, p = a + d b with a < d1. A probe is q(x^-1) = sum_m q_m x^-m, x^-e being -x^(N-e), whatever
+it meets; with Q_i = sum_k q_(i,k) x^(-d1 k), coefficient p of sum_i column_i Q_i is exactly <t, q>.
 
-For the euclidean metric a second polynomial carries |t|^2 (|q|^2) at the scale of a product, and the probe
-holds -2q, so that the sum is |t - q|^2.
+One column (d1 = 1) is a *group* of the open tail: t(x) = sum_m t_m x^m at x^(d b), and Q_0 is the probe itself. More
+columns need an expanded probe (`expansion`). The last positions of a block stay empty for good: the key holder checks
+that they open to zero (threat model, rule 4).
+
+For the euclidean metric a second polynomial carries |t|^2 (|q|^2) at the scale of a product in its coefficient 0,
+and the probe holds -2q, so that the sum is |t - q|^2. docs/engine.md draws all this and derives the noise.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +41,10 @@ class ZeroEmbedding(InvalidInput):
 
 class EmbeddingTooLong(InvalidInput):
     """The embedding's norm is over the gallery's bound for the euclidean metric."""
+
+
+class UnknownShape(InvalidInput):
+    """No block of that many columns is used for the gallery's dimension."""
 
 
 @dataclass(frozen=True)
@@ -88,26 +96,49 @@ class Layout:
         return max(16, 1 << (self.dimension - 1).bit_length())
 
     @property
-    def positions(self) -> int:
-        """Positions of a group, check positions included."""
-        return self.parameters.degree // self.stride
+    def group(self) -> Shape:
+        """The shape of the open tail."""
+        return self.shape(1)
+
+    def shape(self, columns: int) -> Shape:
+        """The shape of blocks of that many columns.
+
+        Raises:
+            UnknownShape: there is none.
+        """
+        if columns != 1 and columns not in _sealed_columns(self):
+            raise UnknownShape("no block of this gallery has that many columns", columns=columns)
+        return _shape(self, columns)
 
     @property
-    def checks(self) -> int:
-        """Positions at the end of a group that stay empty."""
-        return 2 if self.positions >= 32 else 1
+    def sealed_shapes(self) -> tuple[Shape, ...]:
+        """The shapes of sealed blocks, fewest columns first."""
+        return tuple(_shape(self, columns) for columns in _sealed_columns(self))
 
-    @property
-    def capacity(self) -> int:
-        """Templates a group holds."""
-        return self.positions - self.checks
+    def best_shape(self, templates: int) -> Shape:
+        """The sealed shape that searches that many templates fastest.
+
+        A search costs one key switch a column, and a result and a pass over the columns for each block: few columns are
+        cheap to expand and give sparse results. The constants are measured (docs/engine.md); only their ratio counts.
+        """
+
+        def cost_us(shape: Shape) -> float:
+            blocks = -(-templates // shape.capacity)
+            return shape.columns * _SWITCH_US + blocks * (_RESULT_US + shape.columns * _COLUMN_US)
+
+        return min(self.sealed_shapes, key=cost_us)
 
     @property
     def parts(self) -> int:
         """Ciphertexts of a template or a probe: 2 for the euclidean metric, else 1."""
         return 1 if self.metric.normalised else 2
 
-    def _scaled(self, embedding: NDArray[np.float64]) -> NDArray[np.float64]:
+    def checked(self, embedding: NDArray[np.float64]) -> NDArray[np.float64]:
+        """An embedding (dimension,) as floats.
+
+        Raises:
+            WrongDimension: it has another number of elements.
+        """
         vector = np.asarray(embedding, np.float64)
         if vector.shape != (self.dimension,):
             raise WrongDimension(
@@ -115,6 +146,10 @@ class Layout:
                 "use the gallery's model",
                 expected=self.dimension,
             )
+        return vector
+
+    def _scaled(self, embedding: NDArray[np.float64]) -> NDArray[np.float64]:
+        vector = self.checked(embedding)
         if not np.isfinite(vector).all():
             raise EmbeddingNotFinite("the embedding holds NaN or an infinity: embed the image again")
         largest = np.abs(vector).max()
@@ -146,30 +181,51 @@ class Layout:
             WrongDimension, EmbeddingNotFinite, ZeroEmbedding, EmbeddingTooLong: see there.
         """
         vector = self._scaled(embedding)
-        n, scale = self.parameters.degree, self.parameters.scale
-        coefficients = np.zeros(n)
+        coefficients = np.zeros(self.parameters.degree)
         coefficients[: self.dimension] = vector
-        parts = [self._plaintext(coefficients, scale)]
-        if self.parts == 2:
-            norm = np.zeros(n)
-            norm[0] = vector @ vector
-            parts.append(self._plaintext(norm, scale * scale))
-        return parts
+        return [self._plaintext(coefficients, self.parameters.template_scale), *self._norm(vector)]
+
+    def _norm(self, vector: NDArray[np.float64]) -> list[Plaintext]:
+        if self.parts == 1:
+            return []
+        norm = np.zeros(self.parameters.degree)
+        norm[0] = vector @ vector
+        return [self._plaintext(norm, self.parameters.product_scale)]
 
     def probe(self, embedding: NDArray[np.float64]) -> list[Plaintext]:
         """Plaintexts of a probe; arguments and errors as for `template`."""
         vector = self._scaled(embedding)
-        n, scale = self.parameters.degree, self.parameters.scale
+        n = self.parameters.degree
         weights = vector if self.metric.normalised else -2.0 * vector
         coefficients = np.zeros(n)
         coefficients[0] = weights[0]
         coefficients[n - np.arange(1, self.dimension)] = -weights[1:]
-        parts = [self._plaintext(coefficients, scale)]
+        return [self._plaintext(coefficients, self.parameters.probe_scale), *self._norm(vector)]
+
+    def block(self, shape: Shape, embeddings: NDArray[np.float64]) -> list[Plaintext]:
+        """Plaintexts of a block that is encrypted as it is: its columns, then the norms if the metric has any.
+
+        Args:
+            shape: the block's shape.
+            embeddings: (n, dimension) for the first n positions, n at most its capacity.
+
+        Raises:
+            WrongDimension, EmbeddingNotFinite, ZeroEmbedding, EmbeddingTooLong: see there.
+        """
+        if not 0 < len(embeddings) <= shape.capacity:
+            raise ValueError(f"a block of this shape holds 1 to {shape.capacity} templates")
+        vectors = np.zeros((len(embeddings), self.stride))
+        vectors[:, : self.dimension] = [self._scaled(embedding) for embedding in embeddings]
+        at = shape.coefficients[: len(vectors)]
+        columns = np.zeros((shape.columns, self.parameters.degree))
+        for k in range(shape.rows):
+            columns[:, at + shape.columns * k] = vectors[:, k * shape.columns : (k + 1) * shape.columns].T
+        plaintexts = [self._plaintext(column, self.parameters.template_scale) for column in columns]
         if self.parts == 2:
-            norm = np.zeros(n)
-            norm[: self.capacity * self.stride : self.stride] = vector @ vector
-            parts.append(self._plaintext(norm, scale * scale))
-        return parts
+            norms = np.zeros(self.parameters.degree)
+            norms[at] = (vectors**2).sum(axis=1)
+            plaintexts.append(self._plaintext(norms, self.parameters.product_scale))
+        return plaintexts
 
     def distances(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Distances for opened scores, elementwise; infinite where no pair of embeddings has such a score.
@@ -184,19 +240,99 @@ class Layout:
 
     @cached_property
     def noise(self) -> float:
-        """Standard deviation of a full group's opened scores, in units of a score: an upper bound.
+        """The largest of the shapes' `noise`."""
+        return max(shape.noise for shape in (self.group, *self.sealed_shapes))
 
-        Fresh noise of SEAL's encryption is the rounding of its modulus switch, (1 + s)/12 in variance;
-        admission adds an encryption of zero without one, e u + e0 + e1 s; a result adds the rounding of its
-        own switch, multiplied by 1, s and s^2. Secrets are uniform ternary, errors centred binomial with
-        variance 21/2.
+
+_CHECKS = 64  # positions of a sealed block that stay empty
+_LARGEST_COLUMNS = 128  # log2 of it is the number of Galois keys
+_SWITCH_US, _RESULT_US, _COLUMN_US = 170.0, 250.0, 3.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where templates lie in a block of ciphertexts, and their scores in its result. Made by `Layout.shape`.
+
+    Attributes:
+        layout: the gallery's layout.
+        columns: d1, ciphertexts of a block; 1 for a group of the open tail.
+    """
+
+    layout: Layout
+    columns: int
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it takes an expanded probe."""
+        return self.columns > 1
+
+    @property
+    def rows(self) -> int:
+        """d2: coefficients of a column that a template takes."""
+        return self.layout.stride // self.columns
+
+    @property
+    def positions(self) -> int:
+        """Positions of a block, check positions included."""
+        return self.layout.parameters.degree // self.rows
+
+    @property
+    def checks(self) -> int:
+        """Positions at the end that stay empty."""
+        if self.sealed:
+            return _CHECKS
+        return 2 if self.positions >= 32 else 1
+
+    @property
+    def capacity(self) -> int:
+        """Templates a block holds."""
+        return self.positions - self.checks
+
+    @property
+    def ciphertexts(self) -> int:
+        """Ciphertexts of a block: its columns, and one of norms where the metric has them."""
+        return self.columns + self.layout.parts - 1
+
+    @cached_property
+    def coefficients(self) -> NDArray[np.int64]:
+        """(positions,) the coefficient p of each position's score."""
+        b, a = np.divmod(np.arange(self.positions, dtype=np.int64), self.columns)
+        places: NDArray[np.int64] = a + self.layout.stride * b
+        return places
+
+    @cached_property
+    def noise(self) -> float:
+        """Standard deviation of a full block's opened scores, in units of a score: an upper bound (docs/engine.md).
+
+        Fresh noise of SEAL's encryption is the rounding of its modulus switch, (1 + s)/12 in variance; admission adds
+        an encryption of zero without one, e u + e0 + e1 s; a key switch adds a rounding like SEAL's, and each level of
+        an expansion doubles the energy of the noise before it; a result adds the rounding of its own switch,
+        multiplied by 1, s and s^2. Secrets are uniform ternary, errors centred binomial with variance 21/2.
         """
-        n, scale, secret, error = self.parameters.degree, self.parameters.scale, 2 / 3, 21 / 2
-        fresh = (1 + n * secret) / 12
-        admitted = fresh + error * (1 + 2 * n * secret)
-        probe_norm2 = 1.0 if self.metric.normalised else 4.0
-        product = admitted * self.capacity * (1 + probe_norm2) / scale**2
-        switched_scale = scale**2 / self.parameters.data_primes[1]
+        parameters, d1 = self.layout.parameters, self.columns
+        n, secret, error = parameters.degree, 2 / 3, 21 / 2
+        rounding = (1 + n * secret) / 12
+        admitted = rounding + error * (1 + 2 * n * secret)
+        deepest = _sealed_columns(self.layout)[-1]
+        of_column = n / self.layout.stride * admitted + (d1**2 * rounding if self.sealed else 0)
+        of_leaf = admitted / d1 + (deepest**2 / d1 * rounding if self.sealed else 0)
+        probe_norm2 = 1.0 if self.layout.metric.normalised else 4.0
+        product = of_column * probe_norm2 / parameters.template_scale**2
+        product += self.positions * of_leaf / parameters.probe_scale**2
         square = 2 * n * secret**2  # variance of a coefficient of s^2
+        switched_scale = parameters.product_scale / parameters.data_primes[1]
         switch = (1 + n * secret + n * square) / 12 / switched_scale**2
         return math.sqrt(product + switch)
+
+
+@lru_cache(maxsize=256)
+def _shape(layout: Layout, columns: int) -> Shape:
+    return Shape(layout, columns)
+
+
+@lru_cache(maxsize=64)
+def _sealed_columns(layout: Layout) -> tuple[int, ...]:
+    """Powers of two up to d with at least as many places as check positions."""
+    most = min(_LARGEST_COLUMNS, layout.stride)
+    least = 2 * _CHECKS * layout.stride // layout.parameters.degree
+    return tuple(1 << i for i in range(1, most.bit_length()) if 1 << i >= max(2, least))

@@ -7,15 +7,16 @@ so that bytes from compute never reach SEAL's loader; a test holds it against SE
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sealface.cipher import kernels
-from sealface.cipher.layout import Layout
+from sealface.cipher.evaluator import RESULT_POLYNOMIALS
+from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.ring import Residues
-from sealface.cipher.tail import RESULT_POLYNOMIALS
 from sealface.cipher.wire import unpack
 
 # |s^2| of 2,000 keys, and with it the variance, varied by 3 % around the model's, 12 % at most
@@ -49,26 +50,25 @@ class Opener:
         self._s = secret[0]
         self._s2 = secret[0] * secret[0] % np.uint64(p)
 
-    def open(self, results: list[bytes]) -> Opened:
-        """Open results.
+    def open(self, shape: Shape, results: Sequence[bytes]) -> Opened:
+        """Open results of blocks of one shape.
 
         Raises:
             MalformedCiphertext: a result is no polynomials of the parameter set.
         """
-        layout = self._layout
-        parameters = layout.parameters
+        parameters = self._layout.parameters
         p, dropped = parameters.data_primes
-        scale = parameters.scale**2 / dropped
-        values = np.empty((len(results), layout.positions))
+        scale = parameters.product_scale / dropped
+        values = np.empty((len(results), shape.positions))
         for row, data in zip(values, results, strict=True):
             c = unpack(data, RESULT_POLYNOMIALS, parameters.degree, (p,))[:, 0]
             phase = kernels.multiply_add(c[1:2], self._s[None], c[:1], (p,))
             phase = kernels.multiply_add(c[2:], self._s2[None], phase, (p,))
-            coefficients = kernels.intt(phase[0], p)[:: layout.stride].astype(np.int64)
+            coefficients = kernels.intt(phase[0], p)[shape.coefficients].astype(np.int64)
             row[:] = np.where(coefficients > p // 2, coefficients - p, coefficients) / scale
-        return Opened(values[:, : layout.capacity], values[:, layout.capacity :])
+        return Opened(values[:, : shape.capacity], values[:, shape.capacity :])
 
-    def genuine(self, checks: NDArray[np.float64]) -> bool:
+    def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
         """Whether check positions hold nothing but noise, in all results together and in each by itself.
 
         Anything added to the secret-dependent part of a result shows there too. Each by itself, because one
@@ -78,15 +78,17 @@ class Opener:
         decide for large n.
 
         Args:
+            shape: of the results.
             checks: (results, checks), as opened.
         """
         if checks.size == 0:
             return True
         squares = checks**2
-        together = squares.mean() <= self._largest_mean_square(checks.size, 1)
-        each = squares.mean(axis=1) <= self._largest_mean_square(checks.shape[1], checks.shape[0])
+        together = squares.mean() <= _largest_mean_square(shape, checks.size, 1)
+        each = squares.mean(axis=1) <= _largest_mean_square(shape, checks.shape[1], checks.shape[0])
         return bool(together and each.all())
 
-    def _largest_mean_square(self, values: int, tests: int) -> float:
-        x = 40 * math.log(2) + math.log(tests)
-        return (_MARGIN * self._layout.noise) ** 2 * (1 + 2 * math.sqrt(x / values) + 2 * x / values)
+
+def _largest_mean_square(shape: Shape, values: int, tests: int) -> float:
+    x = 40 * math.log(2) + math.log(tests)
+    return (_MARGIN * shape.noise) ** 2 * (1 + 2 * math.sqrt(x / values) + 2 * x / values)

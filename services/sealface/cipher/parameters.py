@@ -46,7 +46,8 @@ class ParameterSet:
         name: stable identifier; its meaning never changes once released.
         degree: N, the ring is Z[x]/(x^N + 1).
         primes: two data primes below 2^30, then the special prime of key switching below 2^40; all 1 mod 2N.
-        scale_bits: log2 of the scale of a fresh ciphertext; a product lies at twice that.
+        template_scale_bits: log2 of the scale of a template.
+        probe_scale_bits: log2 of the scale of a probe; higher, because expansion makes its noise the larger one.
         security_bits: claimed security.
         quantum: whether the claim is against quantum attacks (the stricter column).
     """
@@ -54,7 +55,8 @@ class ParameterSet:
     name: str
     degree: int
     primes: tuple[int, ...]
-    scale_bits: int = 28
+    template_scale_bits: int = 27
+    probe_scale_bits: int = 29
     security_bits: int = 128
     quantum: bool = True
 
@@ -72,8 +74,9 @@ class ParameterSet:
             raise InsecureParameters(f"{self.name}: two data primes below 2^30 and one below 2^40 are needed")
         if any(p % (2 * self.degree) != 1 or not _is_prime(p) for p in self.primes):
             raise InsecureParameters(f"{self.name}: every modulus must be a prime that is 1 mod 2N")
-        if 2 * self.scale_bits + 3 >= self.data_modulus.bit_length():
-            raise InsecureParameters(f"{self.name}: no room for a product at 2 x {self.scale_bits} bits of scale")
+        product_bits = self.template_scale_bits + self.probe_scale_bits
+        if product_bits + 3 >= self.data_modulus.bit_length():
+            raise InsecureParameters(f"{self.name}: no room for a product at {product_bits} bits of scale")
 
     @property
     def data_primes(self) -> tuple[int, ...]:
@@ -81,9 +84,19 @@ class ParameterSet:
         return self.primes[:-1]
 
     @property
-    def scale(self) -> float:
-        """Scale of a fresh ciphertext."""
-        return float(1 << self.scale_bits)
+    def template_scale(self) -> float:
+        """Scale of a template."""
+        return float(1 << self.template_scale_bits)
+
+    @property
+    def probe_scale(self) -> float:
+        """Scale of a probe."""
+        return float(1 << self.probe_scale_bits)
+
+    @property
+    def product_scale(self) -> float:
+        """Scale of a score before the result is switched to one prime."""
+        return self.template_scale * self.probe_scale
 
     @cached_property
     def data_modulus(self) -> int:

@@ -27,7 +27,8 @@ def _least_primitive_root(p: int, order: int) -> int:
     return least
 
 
-def _bit_reversal(n: int) -> NDArray[np.intp]:
+def bit_reversal(n: int) -> NDArray[np.intp]:
+    """The order of a transform: 0 to n - 1, each with its bits reversed."""
     bits = n.bit_length() - 1
     index = np.arange(n)
     reversed_index = np.zeros(n, dtype=np.intp)
@@ -48,7 +49,7 @@ def _powers(base: int, n: int, p: int) -> Residues:
 def roots(p: int, n: int) -> tuple[Residues, Residues, int]:
     """Tables of the transform: powers of psi and of 1/psi in bit-reversed order, and 1/n mod p."""
     psi = _least_primitive_root(p, 2 * n)
-    order = _bit_reversal(n)
+    order = bit_reversal(n)
     forward, inverse = np.empty(n, np.uint64), np.empty(n, np.uint64)
     forward[order] = _powers(psi, n, p)
     inverse[order] = _powers(pow(psi, -1, p), n, p)

@@ -6,15 +6,16 @@ without encryption for speed (tests/plain.py), which no configuration can name b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher import kernels, opening, seal, tail, wire
-from sealface.cipher.layout import Layout
+from sealface.cipher import evaluator, kernels, opening, seal, switching, wire
+from sealface.cipher.distance import Metric
+from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.opening import Opened
 from sealface.cipher.parameters import ParameterSet, parameter_sets
 
@@ -43,9 +44,16 @@ class Encryptor(Protocol):
     def probe(self, embedding: NDArray[np.float64]) -> bytes:
         """An encrypted probe of an embedding (dimension,)."""
 
+    def block(self, shape: Shape, embeddings: NDArray[np.float64]) -> bytes:
+        """An encrypted block of embeddings (n, dimension), for bulk import."""
+
 
 class Evaluator(Protocol):
-    """Compute's side; see `tail.Evaluator`."""
+    """Compute's side; see `evaluator.Evaluator`."""
+
+    @property
+    def zeros(self) -> Pool:
+        """What is drawn ahead for results."""
 
     def admit(self, template: bytes) -> bytes:
         """A template as it may be stored."""
@@ -53,20 +61,48 @@ class Evaluator(Protocol):
     def admit_probe(self, probe: bytes) -> Any:
         """A probe as it may be scored."""
 
+    def admit_block(self, shape: Shape, block: bytes) -> bytes:
+        """A block that was encrypted as it is, as it may be stored."""
+
     def assemble(self, templates: Mapping[int, bytes], onto: Any = None) -> Any:
         """A group of templates, by position, added to those of another group."""
 
-    def score(self, group: Any, probe: Any, positions: Collection[int]) -> bytes:
-        """The scores of a group at some positions, sealed to the key holder."""
+    def seal(self, shape: Shape, templates: Mapping[int, bytes], pause: Callable[[], None] = ...) -> bytes:
+        """A sealed block of templates, by position, as it may be stored."""
+
+    def load(self, shape: Shape, block: bytes) -> Any:
+        """A stored block, ready to be scored."""
+
+    def expand(self, probes: Sequence[Any], shapes: Iterable[Shape]) -> Mapping[Shape, Any]:
+        """Probes as blocks of some shapes need them."""
+
+    def score(
+        self,
+        blocks: Sequence[Any],
+        leaves: Any,
+        requested: Sequence[NDArray[np.bool_]],
+        multiplied: list[float] | None = None,
+    ) -> list[list[bytes]]:
+        """The scores of blocks of one shape at some positions, sealed to the key holder, by probe and block."""
+
+
+class Pool(Protocol):
+    """Single-use randomness, drawn ahead."""
+
+    def __len__(self) -> int:
+        """How much is ready."""
+
+    def add_one(self) -> None:
+        """Draw one more."""
 
 
 class Opener(Protocol):
     """The key holder's side; see `opening.Opener`."""
 
-    def open(self, results: list[bytes]) -> Opened:
-        """Scores and check positions of results."""
+    def open(self, shape: Shape, results: Sequence[bytes]) -> Opened:
+        """Scores and check positions of results of one shape."""
 
-    def genuine(self, checks: NDArray[np.float64]) -> bool:
+    def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
         """Whether check positions hold nothing but noise."""
 
 
@@ -88,8 +124,10 @@ class Scheme(Protocol):
     def encryptor(self, layout: Layout, public: bytes) -> Encryptor:
         """Encrypts for a gallery."""
 
-    def evaluator(self, layout: Layout, public: bytes) -> Evaluator:
-        """Scores for a gallery."""
+    def evaluator(
+        self, layout: Layout, public: bytes, evaluation: Mapping[int, bytes] | None = None, threads: int = 1
+    ) -> Evaluator:
+        """Scores for a gallery; sealed blocks need its evaluation keys."""
 
     def opener(self, layout: Layout, secret: bytes) -> Opener:
         """Opens a gallery's results."""
@@ -107,6 +145,9 @@ class _CkksEncryptor:
     def probe(self, embedding: NDArray[np.float64]) -> bytes:
         return self._encrypt(self._layout.probe(embedding))
 
+    def block(self, shape: Shape, embeddings: NDArray[np.float64]) -> bytes:
+        return self._encrypt(self._layout.block(shape, embeddings))
+
     def _encrypt(self, plaintexts: list[Any]) -> bytes:
         primes = self._layout.parameters.data_primes
         residues = [kernels.integers_to_ntt(plaintext.coefficients, primes) for plaintext in plaintexts]
@@ -116,17 +157,34 @@ class _CkksEncryptor:
 
 
 class Ckks:
-    """CKKS: SEAL generates keys and encrypts, `tail` scores, `opening` opens."""
+    """CKKS: SEAL generates keys and encrypts, `evaluator` scores, `opening` opens."""
 
     def warm(self) -> None:
-        """Compile the kernels, or load them from the cache, and make the tables of every parameter set."""
+        """Compile the kernels, or load them from the cache, and make the tables of every parameter set.
+
+        Does once all that services do, on ciphertexts and keys of ones, so that no kernel is left out.
+        """
         for parameters in parameter_sets():
-            kernels.warm(parameters.data_primes, parameters.degree)
+            layout = Layout(parameters, 128, Metric.EUCLIDEAN)
+            shape, primes, n = layout.sealed_shapes[0], parameters.primes, parameters.degree
+            template = wire.pack(np.ones((2 * layout.parts, 2, n), np.uint64), parameters.data_primes)
+            key = wire.pack(np.ones((2, 3, n), np.uint64), primes)
+            switching_key = wire.pack(np.ones((4, 3, n), np.uint64), primes)
+            elements = [switching.element_of_level(level, n) for level in range(7)]
+            warmed = self.evaluator(layout, key, dict.fromkeys(elements, switching_key))
+            stored = warmed.load(shape, warmed.admit_block(shape, warmed.seal(shape, {0: warmed.admit(template)})))
+            group = warmed.assemble({1: template}, warmed.assemble({0: template}))
+            leaves = warmed.expand([warmed.admit_probe(template)] * 5, (layout.group, *layout.sealed_shapes[:2]))
+            opener = self.opener(layout, key[: len(key) // 2])
+            for block in (stored, group):
+                asked = np.zeros(block.shape.capacity, bool)
+                for results in warmed.score([block], leaves[block.shape], [asked]):
+                    opener.open(block.shape, results)
 
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
-        """A fresh key, with the Galois keys that expand a probe into up to 128 leaves (docs: engine)."""
+        """A fresh key, with the Galois keys that expand a probe into up to 128 leaves (docs/engine.md)."""
         secret, public = seal.generate(parameters)
-        elements = [parameters.degree // (1 << level) + 1 for level in range(7)]
+        elements = [switching.element_of_level(level, parameters.degree) for level in range(7)]
         evaluation = seal.galois_keys(parameters, secret, elements)
         return KeyMaterial(
             secret=wire.pack(secret, parameters.primes),
@@ -136,7 +194,7 @@ class Ckks:
 
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
         """Refuse what is no public key of the set, or one under which nothing is hidden."""
-        if tail.transparent(wire.unpack(public, 2, parameters.degree, parameters.primes)):
+        if evaluator.transparent(wire.unpack(public, 2, parameters.degree, parameters.primes)):
             raise wire.MalformedCiphertext("the public key hides nothing: generate another")
 
     def check_evaluation(self, parameters: ParameterSet, material: bytes) -> None:
@@ -147,10 +205,17 @@ class Ckks:
         """Encrypts for a gallery."""
         return _CkksEncryptor(layout, public)
 
-    def evaluator(self, layout: Layout, public: bytes) -> tail.Evaluator:
+    def evaluator(
+        self, layout: Layout, public: bytes, evaluation: Mapping[int, bytes] | None = None, threads: int = 1
+    ) -> evaluator.Evaluator:
         """Scores for a gallery."""
         parameters = layout.parameters
-        return tail.Evaluator(layout, wire.unpack(public, 2, parameters.degree, parameters.primes))
+        digits, n = len(parameters.data_primes), parameters.degree
+        keys = {
+            element: wire.unpack(key, 2 * digits, n, parameters.primes).reshape(digits, 2, -1, n)
+            for element, key in (evaluation or {}).items()
+        }
+        return evaluator.Evaluator(layout, wire.unpack(public, 2, n, parameters.primes), keys, threads)
 
     def opener(self, layout: Layout, secret: bytes) -> opening.Opener:
         """Opens a gallery's results."""

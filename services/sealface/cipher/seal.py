@@ -128,6 +128,10 @@ def galois_keys(parameters: ParameterSet, secret: Residues, elements: list[int])
     generator = sealapi.KeyGenerator(_context(parameters), _secret_object(parameters, secret))
     keys = sealapi.GaloisKeys()
     generator.create_galois_keys(elements, keys)
+    return _galois_residues(parameters, keys)
+
+
+def _galois_residues(parameters: ParameterSet, keys: Any) -> dict[int, Residues]:
     members = _members(keys)
     shape = (2, len(parameters.primes), parameters.degree)
     entry = _HEADER.size + _CIPHERTEXT_PREFIX + int(np.prod(shape)) * 8
@@ -167,8 +171,59 @@ class Encryptor:
 def decrypt(parameters: ParameterSet, secret: Residues, ciphertext: Residues) -> Residues:
     """SEAL's own decryption of a ciphertext (2 or 3, data limbs, N) to (limbs, N), to check ours against."""
     first = _parms_id(_context(parameters).first_parms_id())
-    members = _ciphertext_members(first, ciphertext, parameters.scale)
+    members = _ciphertext_members(first, ciphertext, parameters.template_scale)
     decryptor = sealapi.Decryptor(_context(parameters), _secret_object(parameters, secret))
     plaintext = sealapi.Plaintext()
     decryptor.decrypt(_load(parameters, sealapi.Ciphertext(), members), plaintext)
     return _residues(_members(plaintext), _PLAINTEXT_PREFIX, ciphertext.shape[1:])
+
+
+class Rotor:
+    """SEAL's own automorphisms, to check ours against and to time them beside it.
+
+    Args:
+        parameters: the parameter set.
+        secret: the secret key (limbs, N) that makes the Galois keys.
+        elements: the Galois elements.
+    """
+
+    def __init__(self, parameters: ParameterSet, secret: Residues, elements: list[int]) -> None:
+        self._parameters = parameters
+        self._keys = sealapi.GaloisKeys()
+        generator = sealapi.KeyGenerator(_context(parameters), _secret_object(parameters, secret))
+        generator.create_galois_keys(elements, self._keys)
+        self._evaluator = sealapi.Evaluator(_context(parameters))
+        self.keys = _galois_residues(parameters, self._keys)
+
+    def load(self, ciphertext: Residues) -> Any:
+        """A ciphertext (2, data limbs, N) as SEAL's object."""
+        first = _parms_id(_context(self._parameters).first_parms_id())
+        return _load(
+            self._parameters, sealapi.Ciphertext(), _ciphertext_members(first, ciphertext, self._parameters.probe_scale)
+        )
+
+    def apply(self, ciphertext: Any, element: int) -> Any:
+        """X -> x^element of SEAL's object."""
+        turned = sealapi.Ciphertext()
+        self._evaluator.apply_galois(ciphertext, element, self._keys, turned)
+        return turned
+
+    def plaintext(self, polynomial: Residues) -> Any:
+        """A polynomial (data limbs, N) at scale 1 as SEAL's object."""
+        first = _parms_id(_context(self._parameters).first_parms_id())
+        members = first + _PLAINTEXT.pack(polynomial.size, 1.0) + _array(polynomial)
+        return _load(self._parameters, sealapi.Plaintext(), members)
+
+    def split(self, ciphertext: Any, element: int, shift: Any) -> tuple[Any, Any]:
+        """C + c(x^element), and (c - c(x^element)) times a plaintext."""
+        turned, even, odd = self.apply(ciphertext, element), sealapi.Ciphertext(), sealapi.Ciphertext()
+        self._evaluator.add(ciphertext, turned, even)
+        self._evaluator.sub(ciphertext, turned, odd)
+        self._evaluator.multiply_plain_inplace(odd, shift)
+        odd.scale = self._parameters.probe_scale
+        return even, odd
+
+    def residues(self, ciphertext: Any) -> Residues:
+        """SEAL's object as residues (2, data limbs, N)."""
+        shape = (2, len(self._parameters.data_primes), self._parameters.degree)
+        return _residues(_members(ciphertext), _CIPHERTEXT_PREFIX, shape)

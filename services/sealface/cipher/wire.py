@@ -7,33 +7,60 @@ polynomials: SEAL's own loader sees none of them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from sealface.cipher.ring import Residues
 from sealface.errors import InvalidInput
+
+_compiled = njit(cache=True, nogil=True, boundscheck=False)
 
 
 class MalformedCiphertext(InvalidInput):
     """Bytes that are no polynomials of the parameter set: wrong length or a residue out of range."""
 
 
-def _pack_30(a: Residues) -> bytes:
+@_compiled
+def _pack_words(a, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for i in range(out.size // 15):
+        w, x, y, z = np.uint64(a[4 * i]), np.uint64(a[4 * i + 1]), np.uint64(a[4 * i + 2]), np.uint64(a[4 * i + 3])
+        low = w | x << np.uint64(30) | y << np.uint64(60)  # the shift drops y's upper 26 bits
+        high = y >> np.uint64(4) | z << np.uint64(26)
+        for j in range(8):
+            out[15 * i + j] = np.uint8(low >> np.uint64(8 * j))
+        for j in range(7):
+            out[15 * i + 8 + j] = np.uint8(high >> np.uint64(8 * j))
+
+
+@_compiled
+def _unpack_words(data, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    mask = np.uint64((1 << 30) - 1)
+    for i in range(data.size // 15):
+        low, high = np.uint64(0), np.uint64(0)
+        for j in range(8):
+            low |= np.uint64(data[15 * i + j]) << np.uint64(8 * j)
+        for j in range(7):
+            high |= np.uint64(data[15 * i + 8 + j]) << np.uint64(8 * j)
+        out[4 * i] = low & mask
+        out[4 * i + 1] = low >> np.uint64(30) & mask
+        out[4 * i + 2] = (low >> np.uint64(60) | high << np.uint64(4)) & mask
+        out[4 * i + 3] = high >> np.uint64(26)
+
+
+def _pack_30(a: NDArray[Any]) -> bytes:
     """Four residues to 15 bytes."""
-    w, x, y, z = a.reshape(-1, 4).T
-    low = w | x << np.uint64(30) | y << np.uint64(60)  # the shift drops y's upper 26 bits
-    high = y >> np.uint64(4) | z << np.uint64(26)
-    words = np.stack([low, high], axis=1).astype("<u8")
-    return words.view(np.uint8).reshape(-1, 16)[:, :15].tobytes()
+    out = np.empty(a.size // 4 * 15, np.uint8)
+    _pack_words(np.ascontiguousarray(a).reshape(-1), out)
+    return out.tobytes()
 
 
 def _unpack_30(data: NDArray[np.uint8]) -> Residues:
-    words = np.zeros((data.size // 15, 16), np.uint8)
-    words[:, :15] = data.reshape(-1, 15)
-    low, high = words.view("<u8").astype(np.uint64).T
-    mask = np.uint64((1 << 30) - 1)
-    middle = (low >> np.uint64(60) | high << np.uint64(4)) & mask
-    return np.stack([low & mask, low >> np.uint64(30) & mask, middle, high >> np.uint64(26)], axis=1).ravel()
+    out = np.empty(data.size // 15 * 4, np.uint64)
+    _unpack_words(data, out)
+    return out
 
 
 def _pack_40(a: Residues) -> bytes:
@@ -55,7 +82,7 @@ def packed_size(polynomials: int, degree: int, primes: tuple[int, ...]) -> int:
     return polynomials * sum(degree * _width(p) // 8 for p in primes)
 
 
-def pack(residues: Residues, primes: tuple[int, ...]) -> bytes:
+def pack(residues: NDArray[Any], primes: tuple[int, ...]) -> bytes:
     """Residues of shape (..., limbs, N) to bytes, polynomial by polynomial, limb by limb."""
     limbs = residues.reshape(-1, len(primes), residues.shape[-1])
     if all(_width(p) == 30 for p in primes):

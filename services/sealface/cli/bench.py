@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,127 @@ def verify(
         print_json(found)
     else:
         console.print(_table(found))
+
+
+@app.command()
+@reporting
+def search(
+    templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 10_000,
+    dim: Annotated[int, typer.Option(help="Elements of a template, as a DeepFace model has them.")] = 128,
+    probes: Annotated[int, typer.Option(min=1, help="Searches.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the matching service and of numpy.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, max=16, help="Probes in one call.")] = 1,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="A table over sizes: this engine, TenSEAL dot products, plaintext.")
+    ] = False,
+    largest: Annotated[int, typer.Option(help="With --compare: leave out larger galleries.")] = 1_000_000,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Search a gallery of random unit vectors, beside numpy's plaintext product in the same run.
+
+    Services named by --state must run with as many threads (`sealface serve --threads`).
+    """
+    from sealface_bench import search as benchmark
+
+    os.environ["SEALFACE_THREADS"] = str(threads)
+    if compare:
+        _compare(state, largest, probes, threads, as_json)
+        return
+    with progress.status("starting") as status, services_at(state, lambda line: progress.print(line)) as where:
+        found = asyncio.run(
+            benchmark.measure(
+                where,
+                templates=templates,
+                dimension=dim,
+                probes=max(probes, batch),
+                threads=threads,
+                batch=batch,
+                tell=status.update,
+            )
+        )
+    if as_json:
+        print_json(found)
+        return
+    console.print(_rows(found, f"{templates:,} encrypted templates of {dim} elements"))
+
+
+def _compare(state: Path | None, largest: int, probes: int, threads: int, as_json: bool) -> None:
+    from sealface_bench import compare as benchmark
+
+    sizes = [size for size in benchmark.SIZES if size[0] <= largest]
+    with progress.status("starting") as status, services_at(state, lambda line: progress.print(line)) as where:
+        rows = asyncio.run(benchmark.compare(where, sizes, probes=probes, threads=threads, tell=status.update))
+    if as_json:
+        print_json({"rows": rows})
+        return
+    table = Table(title="one search, milliseconds (CipherFace's way: pairs measured, carried on to the size)")
+    for heading in ("templates", "elements", "encrypted", "of it scoring", "plaintext", "ratio", "CipherFace's way"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        scored = (row["total_ms"], row["score_ms"], row["plain_ms"], row["ratio_to_plain"], row["cipherface_ms"])
+        table.add_row(f"{row['templates']:,}", str(row["dim"]), *(f"{value:,.3g}" for value in scored))
+    console.print(table)
+
+
+@app.command()
+@reporting
+def engine(
+    dim: Annotated[int, typer.Option(min=2, max=4096, help="Elements of a template.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step runs.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure the steps of the search engine on one thread: expansion beside SEAL's, sealing, import, opening."""
+    from sealface_bench import engine as benchmark
+
+    with progress.status("starting") as status:
+        found = benchmark.measure(dim, rounds, tell=status.update)
+    if as_json:
+        print_json(found)
+    else:
+        console.print(_rows(found, f"the engine's steps, {dim} elements, one thread"))
+
+
+@app.command()
+@reporting
+def identification(
+    templates: Annotated[int, typer.Option(min=16, help="Templates in the gallery.")] = 10_000,
+    probes: Annotated[int, typer.Option(min=2, help="Searches.")] = 400,
+    fpir: Annotated[float, typer.Option(help="Target of the policy.")] = 0.01,
+    threshold: Annotated[float | None, typer.Option(help="A fixed threshold in its place.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="NPZ with `names` and `emb` of model Dlib; random vectors if left out.")
+    ] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """FPIR and FNIR of a gallery, encrypted and in plaintext, and whether all answers agree rank by rank."""
+    from sealface_bench import identification as benchmark
+
+    real = read_embeddings(embeddings) if embeddings else None
+    with progress.status("starting") as status, services_at(state, lambda line: progress.print(line)) as where:
+        found = asyncio.run(
+            benchmark.measure(
+                where,
+                real,
+                templates=templates,
+                probes=probes,
+                target_fpir=fpir,
+                threshold=threshold,
+                tell=status.update,
+            )
+        )
+    if as_json:
+        print_json(found)
+    else:
+        console.print(_rows(found, f"identification among {templates:,} encrypted templates"))
+
+
+def _rows(found: dict[str, Any], title: str) -> Table:
+    table = Table(show_header=False, title=title)
+    for name, value in found.items():
+        table.add_row(name, value if isinstance(value, str) else "" if value is None else _cell(value))
+    return table
 
 
 def _table(found: dict[str, Any]) -> Table:

@@ -71,14 +71,22 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_embeddings(path: Path) -> dict[str, NDArray[np.float64]]:
-    """An NPZ file with `names` and `emb`.
+    """Embeddings by name; see `read_arrays`."""
+    return dict(zip(*read_arrays(path), strict=True))
+
+
+def read_arrays(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Names and embeddings (n, d) of an NPZ file with `names` and `emb`.
 
     Raises:
         PairsUnreadable: it is none.
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return dict(zip(stored["names"].astype(str), stored["emb"].astype(np.float64), strict=True))
+            names, vectors = stored["names"].astype(str).tolist(), stored["emb"].astype(np.float64)
+        if vectors.ndim != 2 or len(names) != len(vectors):
+            raise ValueError("not one row a name")
+        return names, vectors
     except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile):  # numpy raises any of them
         raise PairsUnreadable(f"{path.name}: no NPZ file with arrays `names` and `emb`") from None
 

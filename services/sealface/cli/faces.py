@@ -26,6 +26,9 @@ def enroll(
     gallery: GalleryId,
     subject: SubjectId,
     images: Annotated[list[Path], typer.Argument(help="Pictures; each becomes a template.")],
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Search first; refuse somebody who is enrolled as another subject.")
+    ] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +39,7 @@ def enroll(
         templates, sent, failed = [], 0, []
         for image in images:
             try:
-                enrolled = opened.enroll(subject, image)
+                enrolled = opened.enroll(subject, image, unique=unique)
             except SealfaceError as error:
                 if len(images) == 1 or (isinstance(error, ServiceError) and error.retryable):
                     raise

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,12 +29,32 @@ class Service(StrEnum):
     EDGE = "edge"
 
 
+def _memory_gib() -> float:
+    """Memory of this machine, or of the container it runs in."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        machine = min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return machine / (1 << 30)
+
+
 @reporting
 def serve(
     service: Annotated[Service | None, typer.Argument(help="One service; all three if left out.")] = None,
     state: Annotated[Path, typer.Option(envvar="SEALFACE_STATE", help="State folder.")] = Path(".state"),
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
     keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
+    threads: Annotated[
+        int, typer.Option(min=1, envvar="SEALFACE_THREADS", help="Threads of `matching`; default one a core.")
+    ] = os.cpu_count() or 1,
+    memory_gib: Annotated[
+        float,
+        typer.Option(
+            "--memory",
+            min=0.01,
+            envvar="SEALFACE_MEMORY",
+            help="GiB of galleries in `matching`; default 60% of memory.",
+        ),
+    ] = _memory_gib() * 0.6,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest picture that `edge` takes.")] = 12.0,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
@@ -41,9 +62,10 @@ def serve(
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
     state = state.resolve()
     if service is None:
+        os.environ.update(SEALFACE_THREADS=str(threads), SEALFACE_MEMORY=str(memory_gib))  # for the service itself
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, max_megapixels, with_parent)
+        _serve_one(service, state, listen, keys, threads, memory_gib, max_megapixels, with_parent)
 
 
 def _serve_all(state: Path) -> None:
@@ -64,7 +86,16 @@ def _serve_all(state: Path) -> None:
         services.stop()
 
 
-def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapixels: float, with_parent: bool) -> None:
+def _serve_one(
+    service: Service,
+    state: Path,
+    listen: str,
+    keys: str,
+    threads: int,
+    memory_gib: float,
+    max_megapixels: float,
+    with_parent: bool,
+) -> None:
     if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
         fail("name the key service's address with --keys", Exit.USAGE)
     zone = state / ZONES[service]
@@ -117,7 +148,7 @@ def _serve_one(service: Service, state: Path, listen: str, keys: str, max_megapi
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
 
-            server = build_matching(MatchingConfig(zone, config, keys), scheme)
+            server = build_matching(MatchingConfig(zone, config, keys, threads, int(memory_gib * (1 << 30))), scheme)
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge

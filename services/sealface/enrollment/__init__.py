@@ -2,6 +2,7 @@
 
 record      writes: galleries, templates, erasures
 enroller    a ciphertext to a stored template
+sealer      sealed blocks, made in the background
 key_source  public material from the key service
 servicer    gRPC to the above; conversion between both
 server      the process

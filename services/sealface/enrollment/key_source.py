@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 
 import grpc
 
@@ -27,8 +28,8 @@ class KeySource:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = key_service_pb2_grpc.KeyServiceStub(channel)
 
-    async def fetch(self, name: str) -> tuple[key_pb2.Key, bytes]:
-        """A key and the public key of its primary version.
+    async def fetch(self, name: str) -> tuple[key_pb2.Key, bytes, dict[int, bytes]]:
+        """A key, and the public key and the Galois keys, by element, of its primary version.
 
         Raises:
             KeyServiceUnavailable: try again.
@@ -36,12 +37,16 @@ class KeySource:
         """
         try:
             key = await self._stub.GetKey(key_service_pb2.GetKeyRequest(name=name), timeout=_DEADLINE_S)
-            chunks = self._stub.GetMaterial(
-                key_service_pb2.GetMaterialRequest(key_version=key.primary_version), timeout=_DEADLINE_S
+            request = key_service_pb2.GetMaterialRequest(
+                key_version=key.primary_version,
+                kinds=[key_pb2.MATERIAL_KIND_PUBLIC_KEY, key_pb2.MATERIAL_KIND_GALOIS_KEY],
             )
-            public = b"".join([chunk.data async for chunk in chunks])
+            found: dict[int, bytes] = defaultdict(bytes)  # the public key has element 0
+            async for chunk in self._stub.GetMaterial(request, timeout=_DEADLINE_S):
+                found[chunk.galois_element] += chunk.data
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, KeyServiceUnavailable("the key service does not answer: try again")) from None
+        public = found.pop(0, b"")
         if hashlib.sha256(public).digest() != key.public_key_digest:
             raise KeyServiceUnavailable("the public key arrived incomplete: try again")
-        return key, public
+        return key, public, dict(found)

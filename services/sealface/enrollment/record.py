@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
 from sealface.errors import AlreadyExists, InvalidInput, LimitExceeded, NotFound
 from sealface.storage import galleries as tables
 from sealface.storage.database import forget, reading
-from sealface.storage.galleries import GalleryNotFound
+from sealface.storage.galleries import Gallery, GalleryNotFound, block_digest, sha256
 
 MOST_TEMPLATES = 16
 """Templates a subject may have: a verification claims all of them."""
@@ -48,6 +52,7 @@ class NewGallery:
     key_version: str
     managed: bool
     public_key: bytes
+    evaluation_keys: Mapping[int, bytes]
     layout: Layout
     privacy_level: int
     fusion: int
@@ -91,7 +96,7 @@ class Record:
                     key_version=new.key_version,
                     custody="managed" if new.managed else "client_held",
                     public_key=new.public_key,
-                    public_key_digest=hashlib.sha256(new.public_key).digest(),
+                    public_key_digest=sha256(new.public_key),
                     parameter_set=new.layout.parameters.name,
                     dimension=new.layout.dimension,
                     metric=new.layout.metric.value,
@@ -102,9 +107,16 @@ class Record:
                     first_epoch=epoch,
                     epoch=epoch,
                     next_slot=next_slot,
+                    next_block=1,
                     created=datetime.now(UTC),
                 )
             )
+            for element, material in new.evaluation_keys.items():
+                transaction.execute(
+                    sa.insert(tables.evaluation_keys).values(
+                        gallery=new.id, galois_element=element, material=material, digest=sha256(material)
+                    )
+                )
 
     def delete_gallery(self, gallery_id: str) -> int:
         """Erase a gallery with all that is in it; returns how many templates that were.
@@ -117,7 +129,7 @@ class Record:
             erased = transaction.execute(
                 sa.delete(tables.templates).where(tables.templates.c.gallery == gallery_id)
             ).rowcount
-            for table in (tables.tombstones, tables.requests):
+            for table in (tables.tombstones, tables.requests, tables.blocks, tables.evaluation_keys):
                 transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id))
             transaction.execute(sa.delete(tables.galleries).where(tables.galleries.c.id == gallery_id))
             transaction.execute(sa.delete(tables.retired).where(tables.retired.c.id == gallery_id))
@@ -158,7 +170,9 @@ class Record:
             if row.key_version != key_version:
                 raise _not_found()
             of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
-            held = transaction.execute(sa.select(sa.func.count()).select_from(table).where(*of_subject)).scalar_one()
+            held, lead = transaction.execute(
+                sa.select(sa.func.count(), sa.func.min(table.c.lead)).where(*of_subject)
+            ).one()
             if held >= MOST_TEMPLATES:
                 raise TooManyTemplates(
                     f"the subject has {held} templates already: erase it and enrol anew", limit=MOST_TEMPLATES
@@ -171,27 +185,15 @@ class Record:
                     gallery=gallery_id,
                     slot=enrolled.slot,
                     subject=subject,
+                    lead=enrolled.slot if lead is None else lead,
                     ciphertext=ciphertext,
-                    digest=hashlib.sha256(ciphertext).digest(),
+                    digest=sha256(ciphertext),
                     epoch=enrolled.epoch,
                     created=enrolled.created,
                 )
             )
-            transaction.execute(
-                sa.insert(tables.requests).values(
-                    gallery=gallery_id,
-                    request_id=request_id,
-                    subject_digest=_subject_digest(gallery_id, subject),
-                    slot=enrolled.slot,
-                    epoch=enrolled.epoch,
-                    created=enrolled.created,
-                )
-            )
-            transaction.execute(
-                sa.update(tables.galleries)
-                .where(tables.galleries.c.id == gallery_id)
-                .values(epoch=enrolled.epoch, next_slot=enrolled.slot + 1)
-            )
+            _insert_request(transaction, gallery_id, request_id, subject, enrolled)
+            _advance(transaction, gallery_id, enrolled.epoch, next_slot=enrolled.slot + 1)
         return enrolled
 
     def erase_subject(self, gallery_id: str, subject: str) -> tuple[int, int]:
@@ -204,24 +206,223 @@ class Record:
         of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
         with self._engine.begin() as transaction:
             epoch = _locked(transaction, gallery_id).epoch + 1
-            slots = transaction.execute(sa.select(table.c.slot).where(*of_subject)).scalars().all()
-            if not slots:
+            held = transaction.execute(sa.select(table.c.slot, table.c.block).where(*of_subject)).all()
+            if not held:
                 raise SubjectNotFound("the gallery has no such subject: list its subjects")
+            slots = [row.slot for row in held]
             transaction.execute(sa.delete(table).where(*of_subject))
+            _count_erased(transaction, gallery_id, Counter(row.block for row in held if row.block is not None))
             transaction.execute(
                 sa.insert(tables.tombstones),
                 [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots],
             )
-            transaction.execute(
-                sa.update(tables.galleries).where(tables.galleries.c.id == gallery_id).values(epoch=epoch)
-            )
+            _advance(transaction, gallery_id, epoch)
         forget(self._engine)
         return len(slots), epoch
+
+    def import_block(
+        self,
+        gallery_id: str,
+        key_version: str,
+        subjects: Sequence[str],
+        columns: int,
+        capacity: int,
+        ciphertext: bytes,
+        request_id: str,
+    ) -> Enrolled:
+        """Store an admitted block whose first positions hold one template each of some subjects.
+
+        Args:
+            gallery_id: the gallery.
+            key_version: what the block was admitted under.
+            subjects: by position, at most `capacity`.
+            columns: of its shape.
+            capacity: of its shape.
+            ciphertext: the block.
+            request_id: the caller's; seen before it gets its first answer and stores nothing.
+
+        Returns:
+            The first slot; the others follow.
+
+        Raises:
+            GalleryNotFound, RequestIdReused, TooManyTemplates: see there.
+        """
+        named = "\n".join(subjects)
+        with self._engine.begin() as transaction:
+            known = _known(transaction, gallery_id, request_id, named)
+            if known is not None:
+                return known
+            row = _locked(transaction, gallery_id)
+            if row.key_version != key_version:
+                raise _not_found()
+            first, last = row.next_slot, row.next_slot + len(subjects) - 1
+            if last > _LAST_SLOT:
+                raise TooManyTemplates("the gallery has no slots left for these: make a new gallery", limit=_LAST_SLOT)
+            imported = Enrolled(first, row.epoch + 1, datetime.now(UTC))
+            leads = _leads(transaction, gallery_id, subjects, first)
+            common = {
+                "gallery": gallery_id,
+                "block": row.next_block,
+                "epoch": imported.epoch,
+                "created": imported.created,
+            }
+            transaction.execute(
+                sa.insert(tables.templates),
+                [
+                    {"slot": first + i, "subject": subject, "lead": lead, **common}
+                    for i, (subject, lead) in enumerate(zip(subjects, leads, strict=True))
+                ],
+            )
+            slots = np.zeros(capacity, "<u4")
+            slots[: len(subjects)] = np.arange(first, last + 1)
+            _insert_block(transaction, gallery_id, row.next_block, columns, slots.tobytes(), ciphertext, imported=True)
+            _insert_request(transaction, gallery_id, request_id, named, imported)
+            _advance(transaction, gallery_id, imported.epoch, next_slot=last + 1, next_block=row.next_block + 1)
+        return imported
+
+    def seal(
+        self,
+        gallery: Gallery,
+        columns: int,
+        slots: NDArray[np.uint32],
+        ciphertext: bytes,
+        replaced: Collection[int],
+    ) -> bool:
+        """Put a sealed block in the place of open templates, and of blocks whose templates are in it.
+
+        Templates that were erased since the block was begun stay erased; the block counts them, and is made again.
+
+        Args:
+            gallery: as it was when the block was begun.
+            columns: of its shape.
+            slots: (capacity,) by position, 0 for none.
+            ciphertext: the block.
+            replaced: blocks that are dropped.
+
+        Returns:
+            Whether it was stored; not if the gallery was made anew, or a replaced block is gone.
+        """
+        table = tables.templates
+        held = slots[slots > 0].tolist()
+        with self._engine.begin() as transaction:
+            row = _locked(transaction, gallery.id)
+            if row.first_epoch != gallery.first_epoch:
+                return False
+            of_blocks = (tables.blocks.c.gallery == gallery.id, tables.blocks.c.number.in_(list(replaced)))
+            if transaction.execute(sa.delete(tables.blocks).where(*of_blocks)).rowcount != len(replaced):
+                transaction.rollback()
+                return False
+            live = 0
+            for start in range(0, len(held), _SLOTS_A_STATEMENT):
+                part = held[start : start + _SLOTS_A_STATEMENT]
+                where = (table.c.gallery == gallery.id, table.c.slot.in_(part))
+                live += transaction.execute(sa.update(table).where(*where).values(block=row.next_block)).rowcount
+            if live:
+                _insert_block(
+                    transaction,
+                    gallery.id,
+                    row.next_block,
+                    columns,
+                    slots.astype("<u4").tobytes(),
+                    ciphertext,
+                    imported=False,
+                    erased=len(held) - live,
+                )
+            _advance(transaction, gallery.id, row.epoch + 1, next_block=row.next_block + 1)
+        if replaced:
+            forget(self._engine)
+        return True
+
+    def drop_block(self, gallery: Gallery, number: int) -> None:
+        """Drop a block whose templates are all erased."""
+        with self._engine.begin() as transaction:
+            row = _locked(transaction, gallery.id)
+            transaction.execute(
+                sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery.id, tables.blocks.c.number == number)
+            )
+            _advance(transaction, gallery.id, row.epoch + 1)
+        forget(self._engine)
+
+
+_SLOTS_A_STATEMENT = 500
+
+
+def _count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
+    table = tables.blocks
+    for number, count in erased.items():
+        where = (table.c.gallery == gallery_id, table.c.number == number)
+        transaction.execute(sa.update(table).where(*where).values(erased=table.c.erased + count))
+
+
+def _leads(transaction: sa.Connection, gallery_id: str, subjects: Sequence[str], first: int) -> list[int]:
+    """The first slot of each subject, when they get slots from `first` on."""
+    table = tables.templates
+    held: dict[str, tuple[int, int]] = {}
+    distinct = list(dict.fromkeys(subjects))
+    for start in range(0, len(distinct), _SLOTS_A_STATEMENT):
+        part = distinct[start : start + _SLOTS_A_STATEMENT]
+        query = sa.select(table.c.subject, sa.func.count(), sa.func.min(table.c.lead)).group_by(table.c.subject)
+        where = (table.c.gallery == gallery_id, table.c.subject.in_(part))
+        held |= {row[0]: (row[1], row[2]) for row in transaction.execute(query.where(*where))}
+    leads = []
+    for i, subject in enumerate(subjects):
+        count, lead = held.get(subject, (0, first + i))
+        if count >= MOST_TEMPLATES:
+            raise TooManyTemplates(f"a subject has {count} templates already: import fewer of it", limit=MOST_TEMPLATES)
+        held[subject] = (count + 1, lead)
+        leads.append(lead)
+    return leads
+
+
+def _insert_block(
+    transaction: sa.Connection,
+    gallery_id: str,
+    number: int,
+    columns: int,
+    slots: bytes,
+    ciphertext: bytes,
+    *,
+    imported: bool,
+    erased: int = 0,
+) -> None:
+    transaction.execute(
+        sa.insert(tables.blocks).values(
+            gallery=gallery_id,
+            number=number,
+            columns=columns,
+            slots=slots,
+            imported=imported,
+            erased=erased,
+            ciphertext=ciphertext,
+            digest=block_digest(slots, ciphertext),
+            created=datetime.now(UTC),
+        )
+    )
+
+
+def _insert_request(
+    transaction: sa.Connection, gallery_id: str, request_id: str, subject: str, enrolled: Enrolled
+) -> None:
+    transaction.execute(
+        sa.insert(tables.requests).values(
+            gallery=gallery_id,
+            request_id=request_id,
+            subject_digest=_subject_digest(gallery_id, subject),
+            slot=enrolled.slot,
+            epoch=enrolled.epoch,
+            created=enrolled.created,
+        )
+    )
+
+
+def _advance(transaction: sa.Connection, gallery_id: str, epoch: int, **counters: int) -> None:
+    table = tables.galleries
+    transaction.execute(sa.update(table).where(table.c.id == gallery_id).values(epoch=epoch, **counters))
 
 
 def _locked(transaction: sa.Connection, gallery_id: str) -> Any:
     table = tables.galleries
-    columns = (table.c.key_version, table.c.epoch, table.c.next_slot)
+    columns = (table.c.key_version, table.c.first_epoch, table.c.epoch, table.c.next_slot, table.c.next_block)
     row = transaction.execute(sa.select(*columns).where(table.c.id == gallery_id).with_for_update()).one_or_none()
     if row is None:
         raise _not_found()

@@ -9,6 +9,7 @@ from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.record import Record
+from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
@@ -40,7 +41,8 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     engine = open_sqlite(config.folder / "record.db", metadata)
     galleries, record = Galleries(engine), Record(engine)
     keys = KeySource(connect(config.keys))
-    servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys)
-    server = Server(config.server, [SERVICE])
+    sealer = Sealer(galleries, record, scheme)
+    servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, sealer.wake)
+    server = Server(config.server, [SERVICE], background=[sealer])
     enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(servicer, server.grpc)
     return server

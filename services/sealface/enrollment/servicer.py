@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 
-from sealface.enrollment.enroller import Enroller, NewTemplate
+from sealface.enrollment.enroller import Enroller, NewBlock, NewTemplate
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.record import NewGallery, Record, SubjectNotFound
 from sealface.errors import InvalidInput, SealfaceError
@@ -35,14 +35,21 @@ class WrongPrivacyLevel(InvalidInput):
     """The privacy level does not go with the key's custody, or is not offered."""
 
 
+class BlockTooLong(InvalidInput):
+    """More bytes were sent than a block of its shape has."""
+
+
 class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
     """See `EnrollmentService` in the contract."""
 
-    def __init__(self, galleries: Galleries, record: Record, enroller: Enroller, keys: KeySource) -> None:
+    def __init__(
+        self, galleries: Galleries, record: Record, enroller: Enroller, keys: KeySource, changed: Callable[[], None]
+    ) -> None:
         self._galleries = galleries
         self._record = record
         self._enroller = enroller
         self._keys = keys
+        self._changed = changed
 
     async def CreateGallery(self, request: messages.CreateGalleryRequest, context: Context) -> gallery_pb2.Gallery:
         """See the contract."""
@@ -50,7 +57,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
         gallery = request.gallery
         _check_gallery(gallery)
         names.id_of(gallery.key, "keys")
-        key, public = await self._keys.fetch(gallery.key)
+        key, public, evaluation_keys = await self._keys.fetch(gallery.key)
         if _CUSTODY_OF_LEVEL.get(gallery.privacy_level) != key.custody:
             raise WrongPrivacyLevel(
                 "the privacy level does not go with the key: `client-key` needs a key the client holds, "
@@ -61,6 +68,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             key_version=key.primary_version,
             managed=key.custody == key_pb2.CUSTODY_MANAGED,
             public_key=public,
+            evaluation_keys=evaluation_keys,
             layout=convert.layout_from_proto(key.parameter_set, key.score_format),
             privacy_level=gallery.privacy_level,
             fusion=gallery.fusion,
@@ -104,6 +112,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             request_id=request.request_id,
         )
         enrolled = await asyncio.to_thread(self._enroller.enroll, new)
+        self._changed()
         return messages.EnrollResponse(
             template=gallery_pb2.Template(
                 name=_template_name(new.gallery, new.subject, enrolled.slot),
@@ -124,6 +133,26 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             except SealfaceError as error:
                 response.error.CopyFrom(to_status(error))
             yield response
+
+    async def ImportBlock(
+        self, request_iterator: AsyncIterator[messages.ImportBlockRequest], context: Context
+    ) -> messages.ImportBlockResponse:
+        """See the contract."""
+        block: NewBlock | None = None
+        data = bytearray()
+        async for message in request_iterator:
+            if block is None:
+                block = await asyncio.to_thread(self._enroller.expect, _block(message.header))
+            elif message.WhichOneof("part") != "data":
+                raise convert.missing("data")
+            data += message.data
+            if len(data) > block.size:
+                raise BlockTooLong(f"more than the {block.size} bytes of a block of this shape", limit=block.size)
+        if block is None:
+            raise convert.missing("header")
+        imported = await asyncio.to_thread(self._enroller.import_block, block, bytes(data))
+        self._changed()
+        return messages.ImportBlockResponse(first_slot=imported.slot, layout_epoch=imported.epoch)
 
     async def GetSubject(self, request: messages.GetSubjectRequest, context: Context) -> gallery_pb2.Subject:
         """See the contract."""
@@ -152,6 +181,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
     ) -> messages.EraseSubjectResponse:
         """See the contract."""
         erased, epoch = await asyncio.to_thread(self._record.erase_subject, *names.subject(request.name))
+        self._changed()
         return messages.EraseSubjectResponse(templates=erased, layout_epoch=epoch)
 
     async def ListSlotChanges(
@@ -206,6 +236,19 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
                 for slot, created in templates
             ],
         )
+
+
+def _block(header: messages.ImportBlockHeader) -> NewBlock:
+    if not header.gallery:
+        raise convert.missing("header")
+    return NewBlock(
+        gallery=names.id_of(header.gallery, "galleries"),
+        columns=header.columns,
+        subjects=tuple(header.subject_ids),
+        key_version=header.key_version,
+        parameter_set=header.parameter_set,
+        request_id=header.request_id,
+    )
 
 
 def _template_name(gallery_id: str, subject: str, slot: int) -> str:

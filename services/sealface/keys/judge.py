@@ -7,7 +7,7 @@ depends on a secret, or on what was opened, is said inside the box.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -146,8 +146,9 @@ class Hearing:
         self._key = key
         self._opener = opener
         self._refusal = None if key else Refusal.KEY_VERSION
-        self._results = 0
-        self._slots: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._heard = 0
+        self.opening_s = 0.0
+        self._slots: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
         self._distances: list[NDArray[np.float64]] = [np.empty(0)]
 
     def hear(self, results: Sequence[Result]) -> None:
@@ -158,17 +159,17 @@ class Hearing:
         Raises:
             TooManyScores: more were sent than one request may hold.
         """
-        self._results += len(results)
-        if self._key is None or self._opener is None:
-            most = LARGEST_SEARCH
-        elif self.request.operation is Operation.VERIFY:
-            most = LARGEST_CLAIM
+        # a result counts for the positions it names, and for a group's at least, so that empty ones cost as well
+        of_group = self._key.layout.group.capacity if self._key else 1
+        if self.request.operation is Operation.VERIFY:
+            most, self._heard = LARGEST_CLAIM, self._heard + len(results)
         else:
-            most = -(-LARGEST_SEARCH // self._key.layout.capacity)
-        if self._results > most:
-            raise TooManyScores(f"a decision of this kind is made on at most {most:,} results", limit=most)
+            most, self._heard = LARGEST_SEARCH, self._heard + sum(max(of_group, r.slots.size) for r in results)
+        if self._heard > most:
+            raise TooManyScores(f"a decision of this kind is made on at most {most:,} scores", limit=most)
         if self._key is None or self._opener is None or not results:
             return
+        started = time.perf_counter()
         try:
             slots, distances = open_results(self._opener, self._key.layout, results)
         except MalformedCiphertext:
@@ -180,12 +181,13 @@ class Hearing:
         else:
             self._slots.append(slots)
             self._distances.append(distances)
+        self.opening_s += time.perf_counter() - started
 
-    def verdict(self, leads: Mapping[int, int]) -> Verdict:
+    def verdict(self, links: NDArray[np.uint32]) -> Verdict:
         """Decide under the key's policy.
 
         Args:
-            leads: slot -> first slot of its subject, for subjects with several templates.
+            links: (n, 2) slot and first slot of its subject, for subjects with several templates.
         """
         version = self._key.policy.version if self._key else 0
         if self._key is None or self._refusal:
@@ -195,7 +197,7 @@ class Hearing:
         if not decision.each_once(slots):
             return Verdict(Refusal.SLOTS, version)
         if request.operation is Operation.IDENTIFY:
-            return Verdict(decision.identify(policy, slots, distances, leads, request.max_candidates), version)
+            return Verdict(decision.identify(policy, slots, distances, links, request.max_candidates), version)
         if not decision.exactly(slots, request.claimed_slots):
             return Verdict(Refusal.SLOTS, version)
         return Verdict(decision.verify(policy, slots, distances), version)

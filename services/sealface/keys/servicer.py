@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import numpy as np
 
 from sealface.errors import LimitExceeded
 from sealface.keys.callers import Caller, Callers, Role
 from sealface.keys.judge import Hearing, InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, Keyring, version_name
 from sealface.protocol import convert, names, sealing
-from sealface.protocol.scores import Result
+from sealface.protocol.scores import result_from_wire
+from sealface.runtime.timing import SERVER_TIMING, format_timing
 from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _CHUNK_BYTES = 1 << 20
@@ -160,21 +162,22 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         """See the contract."""
         first: key_service_pb2.DecideRequest | None = None
         hearing: Hearing | None = None
-        leads: dict[int, int] = {}
+        links: list[tuple[int, int]] = []
         async for message in request_iterator:
             if first is None or hearing is None:
                 first, signed = message, message.request
                 request = _request_from_proto(signed.decision_request)
                 hearing = await asyncio.to_thread(self._judge.admit, request, signed.decision_request, signed.signature)
-            leads.update((link.slot, link.lead) for link in message.links)
-            if len(leads) > _MOST_LINKS:
+            links.extend((link.slot, link.lead) for link in message.links)
+            if len(links) > _MOST_LINKS:
                 raise TooManyLinks(f"a decision takes at most {_MOST_LINKS:,} links", limit=_MOST_LINKS)
             if message.results:
-                results = [Result(item.ciphertext, item.slots) for item in message.results]
+                results = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in message.results]
                 await asyncio.to_thread(hearing.hear, results)
         if first is None or hearing is None:
             raise convert.missing("request")
-        verdict = await asyncio.to_thread(hearing.verdict, leads)
+        verdict = await asyncio.to_thread(hearing.verdict, np.array(links, np.uint32).reshape(-1, 2))
+        context.set_trailing_metadata(((SERVER_TIMING, format_timing({"open": hearing.opening_s * 1e3})),))
         return self._seal(hearing.request, verdict, first.layout_epoch, first.share_searched)
 
     def _seal(

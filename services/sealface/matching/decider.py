@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from sealface.errors import Unavailable
-from sealface.matching.matcher import Search
 from sealface.protocol.scores import Result
 from sealface.runtime.status import from_rpc_error
+from sealface.runtime.timing import SERVER_TIMING
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
 
 RESULTS_A_MESSAGE = 32
@@ -21,6 +23,21 @@ class KeyServiceUnavailable(Unavailable):
     """The key service does not answer."""
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a decision is asked for on.
+
+    Attributes:
+        epoch: the layout epoch that was searched.
+        links: (n, 2) slot and first slot of its subject.
+        results: as they are computed.
+    """
+
+    epoch: int
+    links: NDArray[np.uint32]
+    results: AsyncIterator[list[Result]]
+
+
 class Decider:
     """Asks the key service.
 
@@ -29,63 +46,56 @@ class Decider:
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = key_service_pb2_grpc.KeyServiceStub(channel)
+        self._stub: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(channel)
 
     async def decide(
-        self, request: decision_pb2.SignedDecisionRequest, search: Search, timeout_s: float
-    ) -> decision_pb2.SealedDecision:
-        """Have a search decided; scores are sent as they are computed.
+        self, request: decision_pb2.SignedDecisionRequest, scores: Scores, timeout_s: float
+    ) -> tuple[decision_pb2.SealedDecision, str]:
+        """Have a search decided; scores are sent as they are computed. Also the key service's own timing.
 
         Raises:
             KeyServiceUnavailable: sign a new request and try again.
             SealfaceError: what the key service said.
         """
         try:
-            return await self._stub.Decide(_messages(request, search), timeout=timeout_s)
+            call = self._stub.Decide(_messages(request, scores), timeout=timeout_s)
+            sealed = await call
+            trailing = dict(await call.trailing_metadata())
         except grpc.aio.AioRpcError as error:
             unavailable = KeyServiceUnavailable("the key service does not answer: sign a new request and try again")
             raise from_rpc_error(error, unavailable) from None
+        return sealed, str(trailing.get(SERVER_TIMING, ""))
 
 
 async def _messages(
-    request: decision_pb2.SignedDecisionRequest, search: Search
+    request: decision_pb2.SignedDecisionRequest, scores: Scores
 ) -> AsyncIterator[key_service_pb2.DecideRequest]:
     yield key_service_pb2.DecideRequest(
         request=request,
-        layout_epoch=search.epoch,
+        layout_epoch=scores.epoch,
         share_searched=1.0,
     )
-    for links in link_messages(search):
+    for links in link_messages(scores.links):
         yield key_service_pb2.DecideRequest(links=links)
-    async for results in result_messages(search):
+    async for results in result_messages(scores.results):
         yield key_service_pb2.DecideRequest(results=results)
 
 
-def link_messages(search: Search) -> Iterator[list[decision_pb2.SlotLink]]:
-    """The search's links, in parts that fit a message."""
-    links = [decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in search.leads.items()]
+def link_messages(links: NDArray[np.uint32]) -> Iterator[list[decision_pb2.SlotLink]]:
+    """A search's links, in parts that fit a message."""
     for start in range(0, len(links), LINKS_A_MESSAGE):
-        yield links[start : start + LINKS_A_MESSAGE]
+        part = links[start : start + LINKS_A_MESSAGE].tolist()
+        yield [decision_pb2.SlotLink(slot=slot, lead=lead) for slot, lead in part]
 
 
-async def result_messages(search: Search) -> AsyncIterator[list[decision_pb2.ScoreResult]]:
-    """The search's results, in parts that fit a message; scored off the event loop."""
-    while part := await asyncio.to_thread(_take, search):
-        yield part
-        if len(part) < RESULTS_A_MESSAGE:
-            return
-
-
-def _take(search: Search) -> list[decision_pb2.ScoreResult]:
-    part = []
-    for result in search.results:
-        part.append(_to_proto(result))
-        if len(part) == RESULTS_A_MESSAGE:
-            break
-    return part
+async def result_messages(results: AsyncIterator[list[Result]]) -> AsyncIterator[list[decision_pb2.ScoreResult]]:
+    """A search's results as they come, in parts that fit a message."""
+    async for part in results:
+        for start in range(0, len(part), RESULTS_A_MESSAGE):
+            yield [_to_proto(result) for result in part[start : start + RESULTS_A_MESSAGE]]
 
 
 def _to_proto(result: Result) -> decision_pb2.ScoreResult:
     return decision_pb2.ScoreResult(
-        shape=decision_pb2.RESULT_SHAPE_GROUP, ciphertext=result.ciphertext, slots=result.slots
+        columns=result.columns, ciphertext=result.ciphertext, slots=result.slots.astype("<u4").tobytes()
     )

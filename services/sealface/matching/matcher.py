@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Evaluator, Scheme
 from sealface.errors import NotFound
-from sealface.matching.shard import Block, Shard
+from sealface.matching.reserve import Reserve
+from sealface.matching.scan import Scanner, Timing
+from sealface.matching.shard import Part, Shard, Snapshot
 from sealface.protocol.scores import Result
 from sealface.storage.evaluators import Evaluators, check_encryption
 from sealface.storage.galleries import Galleries, Gallery, GalleryNotFound
@@ -31,19 +36,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Search:
-    """What was searched.
+    """What is searched, for one or more probes.
 
     Attributes:
         gallery: the gallery.
         epoch: the layout epoch.
-        leads: slot -> first slot of its subject, for the slots of subjects with several templates.
-        results: computed as they are taken.
+        links: (n, 2) slot and first slot of its subject, for subjects with several templates.
+        results: by probe, computed as they are taken.
+        timing: filled in when all are taken.
     """
 
     gallery: Gallery
     epoch: int
-    leads: dict[int, int]
-    results: Iterator[Result]
+    links: NDArray[np.uint32]
+    results: Iterator[list[list[Result]]]
+    timing: Timing = field(default_factory=Timing)
 
 
 class Matcher:
@@ -52,50 +59,69 @@ class Matcher:
     Args:
         galleries: the record.
         scheme: the cipher.
-        most_shards: galleries held in memory.
+        threads: how many score at once.
+        memory: bytes that the blocks of all galleries may take.
     """
 
-    def __init__(self, galleries: Galleries, scheme: Scheme, most_shards: int = 64) -> None:
+    def __init__(self, galleries: Galleries, scheme: Scheme, threads: int = 1, memory: int = 1 << 62) -> None:
         self._galleries = galleries
-        self._evaluators = Evaluators(galleries, scheme)
-        self._most_shards = most_shards
+        self._evaluators = Evaluators(galleries, scheme, threads)
+        self._scanner = Scanner(threads)
+        self._memory = memory
         self._shards: OrderedDict[tuple[str, int], Shard] = OrderedDict()
         self._lock = threading.Lock()
+        self.reserve = Reserve()
 
     def verify(self, gallery_id: str, probe: Probe, claimed: Collection[int]) -> Search:
         """Scores of the claimed slots and of nothing else.
 
         They are read from the record and scored in groups of their own: no other template adds to the noise that
-        the key holder sees, and a gallery need not be in memory for a verification.
+        the key holder sees, and a gallery need not be in memory for a verification. Only a template that was imported
+        with a whole block is scored there, and all others of the block are masked.
 
         Raises:
             GalleryNotFound, WrongKeyVersion, WrongParameterSet, MalformedCiphertext, SlotNotFound,
-            TemplateDamaged: see there.
+            TemplateDamaged, ShardTooLarge: see there.
         """
         gallery, evaluator = self._gallery(gallery_id, probe)
         templates = dict(self._galleries.ciphertexts(gallery.id, claimed))
-        if len(templates) != len(set(claimed)):
+        elsewhere = self._galleries.homes(gallery.id, set(claimed) - templates.keys())
+        if len(templates) + len(elsewhere) != len(set(claimed)):
             raise SlotNotFound("a claimed slot is not in the gallery: bring the slot table up to date")
-        blocks = [
-            Block(evaluator.assemble(dict(enumerate(templates[slot] for slot in part))), dict(enumerate(part)))
-            for part in _batched(sorted(templates), gallery.layout.capacity)
-        ]
-        return Search(gallery, gallery.epoch, {}, _results(gallery, evaluator, blocks, probe))
+        group = gallery.layout.group
+        parts = []
+        for batch in _batched(sorted(templates), group.capacity):
+            slots = np.zeros(group.capacity, np.uint32)
+            slots[: len(batch)] = batch
+            parts.append(Part(group, evaluator.assemble({i: templates[slot] for i, slot in enumerate(batch)}), slots))
+        if elsewhere:
+            parts += _only(self._shard(gallery, evaluator), list(elsewhere))
+        return self._search(gallery, evaluator, Snapshot(gallery.epoch, tuple(parts), _NO_LINKS), [probe])
 
-    def identify(self, gallery_id: str, probe: Probe) -> Search:
-        """Scores of all templates; errors as for `verify`."""
-        gallery, evaluator = self._gallery(gallery_id, probe)
-        snapshot = self._shard(gallery, evaluator).refresh()
-        results = _results(gallery, evaluator, snapshot.blocks.values(), probe)
-        return Search(gallery, snapshot.epoch, dict(snapshot.leads), results)
+    def identify(self, gallery_id: str, probes: Sequence[Probe]) -> Search:
+        """Scores of all templates in one pass; errors as for `verify`."""
+        gallery, evaluator = self._gallery(gallery_id, *probes)
+        return self._search(gallery, evaluator, self._shard(gallery, evaluator), probes)
 
-    def _gallery(self, gallery_id: str, probe: Probe) -> tuple[Gallery, Evaluator]:
+    def _search(self, gallery: Gallery, evaluator: Evaluator, found: Snapshot, probes: Sequence[Probe]) -> Search:
+        admitted = [evaluator.admit_probe(probe.ciphertext) for probe in probes]
+        timing = Timing()
+
+        def results() -> Iterator[list[list[Result]]]:
+            with self.reserve.waiting():
+                yield from self._scanner.scan(evaluator, found.parts, admitted, timing)
+
+        self.reserve.want(evaluator, len(found.parts) * len(probes))
+        return Search(gallery, found.epoch, found.links, results(), timing)
+
+    def _gallery(self, gallery_id: str, *probes: Probe) -> tuple[Gallery, Evaluator]:
         try:
             gallery = self._galleries.get(gallery_id)
         except GalleryNotFound:
             self._forget(gallery_id)
             raise
-        check_encryption(gallery, probe.key_version, probe.parameter_set)
+        for probe in probes:
+            check_encryption(gallery, probe.key_version, probe.parameter_set)
         return gallery, self._evaluators.of(gallery)
 
     def _forget(self, gallery_id: str) -> None:
@@ -103,31 +129,40 @@ class Matcher:
             for name in [name for name in self._shards if name[0] == gallery_id]:
                 del self._shards[name]
 
-    def _shard(self, gallery: Gallery, evaluator: Evaluator) -> Shard:
+    def _shard(self, gallery: Gallery, evaluator: Evaluator) -> Snapshot:
+        """The gallery as it is now; galleries that were not searched for longest make room for it."""
         name = (gallery.id, gallery.first_epoch)
         with self._lock:
-            shard = self._shards.get(name) or Shard(self._galleries, gallery, evaluator)
+            shard = self._shards.get(name) or Shard(self._galleries, gallery, evaluator, self._memory)
             self._shards[name] = shard
             self._shards.move_to_end(name)
-            while len(self._shards) > self._most_shards:
+        snapshot = shard.refresh()
+        with self._lock:
+            while len(self._shards) > 1 and sum(held.nbytes for held in self._shards.values()) > self._memory:
                 self._shards.popitem(last=False)
-        return shard
+        return snapshot
 
 
-def _results(gallery: Gallery, evaluator: Evaluator, blocks: Iterable[Block], probe: Probe) -> Iterator[Result]:
-    admitted = evaluator.admit_probe(probe.ciphertext)
-
-    def score() -> Iterator[Result]:
-        for block in blocks:
-            slots = [0] * gallery.layout.capacity
-            for position, slot in block.slots.items():
-                slots[position] = slot
-            yield Result(evaluator.score(block.group, admitted, block.slots), slots)
-
-    return score()
+_NO_LINKS = np.empty((0, 2), np.uint32)
 
 
-def _batched(slots: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+def _only(snapshot: Snapshot, slots: Sequence[int]) -> list[Part]:
+    """The parts in which some slots lie, with no others asked for.
+
+    Raises:
+        SlotNotFound: one is in none.
+    """
+    found = []
+    for part in snapshot.parts:
+        asked = np.isin(part.slots, slots)
+        if asked.any():
+            found.append(Part(part.shape, part.block, np.where(asked, part.slots, 0)))
+    if sum(np.count_nonzero(part.slots) for part in found) != len(slots):
+        raise SlotNotFound("a claimed slot is not in the gallery: bring the slot table up to date")
+    return found
+
+
+def _batched(slots: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
     remaining = iter(slots)
     while part := tuple(islice(remaining, size)):
         yield part

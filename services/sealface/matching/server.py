@@ -26,18 +26,23 @@ class MatchingConfig:
         folder: the compute zone's state, shared with the enrollment service.
         server: how it listens.
         keys: address of the key service.
+        threads: how many score at once.
+        memory: bytes that the blocks of all galleries may take.
     """
 
     folder: Path
     server: ServerConfig
     keys: str
+    threads: int = 1
+    memory: int = 1 << 62
 
 
 def build(config: MatchingConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
-    servicer = MatchingServicer(Matcher(galleries, scheme), Decider(connect(config.keys)))
-    server = Server(config.server, [SERVICE])
+    matcher = Matcher(galleries, scheme, config.threads, config.memory)
+    servicer = MatchingServicer(matcher, Decider(connect(config.keys)))
+    server = Server(config.server, [SERVICE], background=[matcher.reserve])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 
 from sealface.errors import InvalidInput, SealfaceError
-from sealface.matching.decider import Decider, link_messages, result_messages
+from sealface.matching.decider import Decider, Scores, link_messages, result_messages
+from sealface.matching.feed import Eager, Feed, together
 from sealface.matching.matcher import Matcher, Probe, Search
 from sealface.protocol import convert, names
+from sealface.protocol.scores import Result
 from sealface.runtime.status import to_status
+from sealface.runtime.timing import SERVER_TIMING, format_timing, parse_timing
 from sealface_protos.keys.v1 import decision_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as messages
 from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
 LARGEST_CLAIM = 16
+MOST_TOGETHER = 16
+"""Searches that share a pass."""
 _DECIDE_DEADLINE_S = 60.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Answer = Eager[messages.IdentifyResponse] | SealfaceError
 
 
 class RequestMismatch(InvalidInput):
@@ -44,9 +52,10 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         response = messages.VerifyResponse(layout_epoch=search.epoch)
         if search.gallery.managed:
             _check_signed(request.decision_request, request.gallery, request.probe, set(request.claimed_slots))
-            response.decision.CopyFrom(await self._decide(request.decision_request, search, context))
+            decision, _ = await self._decide(request.decision_request, search, Feed(search.results, 1).of(0), context)
+            response.decision.CopyFrom(decision)
             return response
-        async for results in result_messages(search):
+        async for results in result_messages(Feed(search.results, 1).of(0)):
             response.scores.results.extend(results)
         return response
 
@@ -54,42 +63,119 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         self, request: messages.IdentifyRequest, context: Context
     ) -> AsyncIterator[messages.IdentifyResponse]:
         """See the contract."""
-        gallery_id = names.id_of(request.gallery, "galleries")
-        names.check_opaque(request.request_id, "request_id")
-        search = await asyncio.to_thread(self._matcher.identify, gallery_id, _probe(request.probe))
+        gallery_id = _check_request(request)
+        search = await asyncio.to_thread(self._matcher.identify, gallery_id, [_probe(request.probe)])
         if search.gallery.managed:
             _check_signed(request.decision_request, request.gallery, request.probe, set())
-            yield messages.IdentifyResponse(
-                decision=await self._decide(request.decision_request, search, context),
-                layout_epoch=search.epoch,
-                share_searched=1.0,
-            )
-            return
-        yield _scores_response(search)
-        for links in link_messages(search):
-            yield _scores_response(search, links=links)
-        async for results in result_messages(search):
-            yield _scores_response(search, results=results)
+        timing: list[str] = []
+        async for response in self._answer(request, search, Feed(search.results, 1).of(0), timing, context):
+            yield response
+        context.set_trailing_metadata(((SERVER_TIMING, _timing(search, timing)),))
 
     async def BatchIdentify(
         self, request_iterator: AsyncIterator[messages.BatchIdentifyRequest], context: Context
     ) -> AsyncIterator[messages.BatchIdentifyResponse]:
-        """See the contract."""
-        async for item in request_iterator:
-            request_id = item.request.request_id
+        """See the contract. Searches of one gallery that arrive together share a pass over it."""
+        spent: dict[str, float] = defaultdict(float)
+        async for batch in together(request_iterator, MOST_TOGETHER):
+            timings: list[Callable[[], str]] = []
+            requests = [item.request for item in batch]
+            answers = await self._shared(requests, timings, context)
             try:
-                async for response in self.Identify(item.request, context):
-                    yield messages.BatchIdentifyResponse(request_id=request_id, response=response)
-                yield messages.BatchIdentifyResponse(request_id=request_id, last=True)
+                for request, answer in zip(requests, answers, strict=True):
+                    async for response in _items(request.request_id, answer):
+                        yield response
+            finally:  # a call that is given up wants no more decisions
+                for answer in answers:
+                    if isinstance(answer, Eager):
+                        answer.close()
+            for timing in timings:
+                for name, milliseconds in parse_timing(timing()).items():
+                    spent[name] += milliseconds
+        context.set_trailing_metadata(((SERVER_TIMING, format_timing(spent)),))
+
+    async def _shared(
+        self, requests: Sequence[messages.IdentifyRequest], timings: list[Callable[[], str]], context: Context
+    ) -> list[Answer]:
+        """An answer for each request, under way already; one that fails does not stop the others."""
+        answers: dict[int, Answer] = {}
+        by_gallery: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            try:
+                by_gallery[_check_request(request)].append(number)
             except SealfaceError as error:
-                yield messages.BatchIdentifyResponse(request_id=request_id, error=to_status(error), last=True)
+                answers[number] = error
+        for gallery_id, numbers in by_gallery.items():
+            try:
+                probes = [_probe(requests[number].probe) for number in numbers]
+                search = await asyncio.to_thread(self._matcher.identify, gallery_id, probes)
+            except SealfaceError as error:
+                if len(numbers) == 1:
+                    answers[numbers[0]] = error
+                    continue
+                for number in numbers:  # one of them is to blame: each by itself
+                    (answers[number],) = await self._shared([requests[number]], timings, context)
+                continue
+            timing: list[str] = []
+            feed = Feed(search.results, len(numbers))
+            for place, number in enumerate(numbers):
+                answer = self._answer(requests[number], search, feed.of(place), timing, context)
+                answers[number] = Eager(answer)
+            timings.append(partial(_timing, search, timing))
+        return [answers[number] for number in range(len(requests))]
+
+    async def _answer(
+        self,
+        request: messages.IdentifyRequest,
+        search: Search,
+        results: AsyncIterator[list[Result]],
+        timing: list[str],
+        context: Context,
+    ) -> AsyncIterator[messages.IdentifyResponse]:
+        if search.gallery.managed:
+            _check_signed(request.decision_request, request.gallery, request.probe, set())
+            decision, of_keys = await self._decide(request.decision_request, search, results, context)
+            timing.append(of_keys)
+            yield messages.IdentifyResponse(decision=decision, layout_epoch=search.epoch, share_searched=1.0)
+            return
+        yield _scores_response(search)
+        for links in link_messages(search.links):
+            yield _scores_response(search, links=links)
+        async for part in result_messages(results):
+            yield _scores_response(search, results=part)
 
     async def _decide(
-        self, request: decision_pb2.SignedDecisionRequest, search: Search, context: Context
-    ) -> decision_pb2.SealedDecision:
+        self,
+        request: decision_pb2.SignedDecisionRequest,
+        search: Search,
+        results: AsyncIterator[list[Result]],
+        context: Context,
+    ) -> tuple[decision_pb2.SealedDecision, str]:
         remaining = context.time_remaining()
         timeout_s = _DECIDE_DEADLINE_S if remaining is None else min(_DECIDE_DEADLINE_S, remaining)
-        return await self._decider.decide(request, search, timeout_s)
+        return await self._decider.decide(request, Scores(search.epoch, search.links, results), timeout_s)
+
+
+async def _items(request_id: str, answer: Answer) -> AsyncIterator[messages.BatchIdentifyResponse]:
+    try:
+        if isinstance(answer, SealfaceError):
+            raise answer
+        async for response in answer:
+            yield messages.BatchIdentifyResponse(request_id=request_id, response=response)
+        yield messages.BatchIdentifyResponse(request_id=request_id, last=True)
+    except SealfaceError as error:
+        yield messages.BatchIdentifyResponse(request_id=request_id, error=to_status(error), last=True)
+
+
+def _check_request(request: messages.IdentifyRequest) -> str:
+    names.check_opaque(request.request_id, "request_id")
+    return names.id_of(request.gallery, "galleries")
+
+
+def _timing(search: Search, of_keys: Sequence[str]) -> str:
+    timing = search.timing
+    own = {"expand": timing.expand_ms, "multiply": timing.multiply_ms, "pass": timing.pass_ms}
+    return ", ".join([format_timing(own), *filter(None, of_keys)])
 
 
 def _probe(message: messages.Probe) -> Probe:

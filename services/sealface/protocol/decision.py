@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ def _disclosed(distance: float, policy: Policy) -> float | None:
     return round(distance / step) * step if step and math.isfinite(distance) else None
 
 
-def verify(policy: Policy, slots: NDArray[np.int64], distances: NDArray[np.float64]) -> Decision:
+def verify(policy: Policy, slots: NDArray[np.uint32], distances: NDArray[np.float64]) -> Decision:
     """Whether the nearest of a claimed subject's templates is near enough (fusion rule: nearest).
 
     Args:
@@ -56,9 +56,9 @@ def verify(policy: Policy, slots: NDArray[np.int64], distances: NDArray[np.float
 
 def identify(
     policy: Policy,
-    slots: NDArray[np.int64],
+    slots: NDArray[np.uint32],
     distances: NDArray[np.float64],
-    leads: Mapping[int, int],
+    links: NDArray[np.uint32],
     most: int,
 ) -> Decision:
     """The nearest subjects under the policy's threshold for a search of this size.
@@ -67,29 +67,46 @@ def identify(
         policy: the key's policy.
         slots: (n,) the slots compared.
         distances: (n,) their distances.
-        leads: slot -> the subject's first slot, for subjects with several templates.
+        links: (m, 2) slot and the subject's first slot, for subjects with several templates.
         most: most subjects to name; the policy may allow fewer.
     """
     # every step does the same work whoever matches: compute sees how long it takes, and chooses slots and links
-    linked = np.array(sorted(leads.items()), np.int64).reshape(-1, 2)
-    at = np.minimum(np.searchsorted(linked[:, 0], slots), max(len(linked) - 1, 0))
-    subjects = np.where(linked[at, 0] == slots, linked[at, 1], slots) if len(linked) else slots
-    order = np.lexsort((slots, distances, subjects))  # a subject's templates together, the nearest first
-    nearest = order[np.flatnonzero(np.diff(subjects[order], prepend=-1))]
-    best = nearest[np.lexsort((slots[nearest], distances[nearest]))][: min(most, policy.max_candidates)]
+    if (slots[1:] < slots[:-1]).any():
+        order = np.argsort(slots)
+        slots, distances = slots[order], distances[order]
+    remaining = _nearest_only(slots, distances, links) if links.size and slots.size else distances.copy()
     threshold = policy.search_threshold(distances.size)
-    return Decision(
-        tuple(
-            Candidate(int(slots[i]), _disclosed(float(distances[i]), policy)) for i in best if distances[i] <= threshold
-        )
-    )
+    candidates = []
+    for _ in range(min(most, policy.max_candidates, slots.size)):
+        nearest = int(np.argmin(remaining))  # of equal ones the lowest slot
+        distance = float(remaining[nearest])
+        remaining[nearest] = np.inf
+        candidates.append((distance, Candidate(int(slots[nearest]), _disclosed(distance, policy))))
+    return Decision(tuple(candidate for distance, candidate in candidates if distance <= threshold))
 
 
-def each_once(slots: NDArray[np.int64]) -> bool:
+def _nearest_only(
+    slots: NDArray[np.uint32], distances: NDArray[np.float64], links: NDArray[np.uint32]
+) -> NDArray[np.float64]:
+    """Distances with all but the nearest template of each linked subject at infinity; slots are sorted."""
+    leads = np.unique(links[:, 1])
+    pairs = np.unique(np.concatenate([links, np.stack([leads, leads], axis=1)]), axis=0)
+    at = np.minimum(np.searchsorted(slots, pairs[:, 0]), slots.size - 1)
+    found = slots[at] == pairs[:, 0]
+    at, subjects = at[found], pairs[found, 1]
+    by_subject = np.lexsort((at, distances[at], subjects))  # a subject's templates together, the nearest first
+    first = np.diff(subjects[by_subject].astype(np.int64), prepend=-1) != 0
+    kept = distances.copy()
+    kept[at[by_subject[~first]]] = np.inf
+    return kept
+
+
+def each_once(slots: NDArray[np.uint32]) -> bool:
     """Whether no slot was scored twice."""
-    return np.unique(slots).size == slots.size
+    ordered = np.sort(slots)
+    return not bool((ordered[1:] == ordered[:-1]).any())
 
 
-def exactly(slots: NDArray[np.int64], claimed: Collection[int]) -> bool:
+def exactly(slots: NDArray[np.uint32], claimed: Collection[int]) -> bool:
     """Whether the slots are the claimed ones, each once."""
     return slots.size == len(set(claimed)) and set(slots.tolist()) == set(claimed)

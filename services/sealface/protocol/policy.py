@@ -63,13 +63,17 @@ class Policy:
         """Largest distance a search over that many templates names; below 0 if none is near enough.
 
         A non-mated search names somebody with probability 1 - (1 - FMR)^n < n FMR, so FMR must not exceed the
-        target over n. Below the curve's first rate nothing is known, and nothing is named.
+        target over n. Below the curve's first rate nothing was measured: the line through its first two points goes on,
+        in log(rate). The rate falls ever faster towards distance 0, so the line errs on the side of naming nobody.
         """
         if not self.target_fpir or not compared:
             return self.identification_threshold
-        rate = self.target_fpir / compared
+        rate = math.log(self.target_fpir / compared)
         distances, rates = np.array(self.curve).T
+        rates = np.log(rates)
         if rate < rates[0]:
-            return -1.0
-        at_rate = float(np.interp(math.log(rate), np.log(rates), distances))
-        return min(self.identification_threshold, at_rate)
+            if rates[1] == rates[0]:
+                return -1.0
+            at_rate = distances[0] - (rates[0] - rate) * (distances[1] - distances[0]) / (rates[1] - rates[0])
+            return min(self.identification_threshold, float(at_rate))
+        return min(self.identification_threshold, float(np.interp(rate, rates, distances)))

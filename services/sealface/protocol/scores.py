@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher.layout import Layout
+from sealface.cipher.layout import Layout, UnknownShape
 from sealface.cipher.scheme import Opener
 from sealface.errors import SealfaceError
 
@@ -23,31 +23,51 @@ class ScoresMisplaced(SealfaceError):
 
 @dataclass(frozen=True)
 class Result:
-    """Encrypted scores of a group.
+    """Encrypted scores of a block.
 
     Attributes:
+        columns: of the block's shape.
         ciphertext: as `Evaluator.score` made it.
-        slots: the slot at each position, 0 where nothing was scored.
+        slots: (capacity,) the slot at each position, 0 where nothing was scored.
     """
 
+    columns: int
     ciphertext: bytes
-    slots: Sequence[int]
+    slots: NDArray[np.uint32]
+
+
+def result_from_wire(columns: int, ciphertext: bytes, slots: bytes) -> Result:
+    """A result as a message carries it; slots that are no whole words count as none."""
+    words = np.frombuffer(slots if len(slots) % 4 == 0 else b"", "<u4").astype(np.uint32)
+    return Result(columns, ciphertext, words)
 
 
 def open_results(
     opener: Opener, layout: Layout, results: Sequence[Result]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
     """Slots that were scored, and their distances: (n,) each.
 
     Raises:
         MalformedCiphertext: a result is no polynomials of the parameter set.
         ScoresNotGenuine, ScoresMisplaced: see there.
     """
-    if any(len(result.slots) != layout.capacity for result in results):
-        raise ScoresMisplaced("the scores do not name a slot for each position: ask again")
-    opened = opener.open([result.ciphertext for result in results])
-    if not opener.genuine(opened.checks):
+    by_columns: dict[int, list[Result]] = {}
+    for result in results:
+        by_columns.setdefault(result.columns, []).append(result)
+    slots, distances, genuine = [np.empty(0, np.uint32)], [np.empty(0)], True
+    for columns, same in by_columns.items():
+        try:
+            shape = layout.shape(columns)
+        except UnknownShape:
+            raise ScoresMisplaced("the scores are of a shape that the gallery does not have: ask again") from None
+        if any(result.slots.size != shape.capacity for result in same):
+            raise ScoresMisplaced("the scores do not name a slot for each position: ask again")
+        opened = opener.open(shape, [result.ciphertext for result in same])
+        genuine &= opener.genuine(shape, opened.checks)
+        named = np.stack([result.slots for result in same])
+        scored = named > 0
+        slots.append(named[scored])
+        distances.append(layout.distances(opened.scores[scored]))
+    if not genuine:  # said when all are opened: which ones are not must not show in the time it takes
         raise ScoresNotGenuine("the scores are not genuine: encrypt under the gallery's key and ask again")
-    slots = np.array([result.slots for result in results], np.int64).reshape(opened.scores.shape)
-    scored = slots > 0
-    return slots[scored], layout.distances(opened.scores[scored])
+    return np.concatenate(slots), np.concatenate(distances)

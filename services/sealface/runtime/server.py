@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 import structlog
@@ -43,6 +44,16 @@ class ServerConfig:
     calls_at_once: int = 256
 
 
+class Background(Protocol):
+    """Work beside the serving path, for as long as the server runs."""
+
+    def start(self) -> None:
+        """Begin, in threads of its own."""
+
+    def stop(self) -> None:
+        """Finish or give up what was begun; returns when that is done."""
+
+
 class Server:
     """One service's server.
 
@@ -50,6 +61,7 @@ class Server:
         config: how it listens.
         services: full protobuf names of its services, for health and reflection.
         interceptors: the service's own, inside the one that reports errors.
+        background: started and stopped with the server.
     """
 
     def __init__(
@@ -57,8 +69,10 @@ class Server:
         config: ServerConfig,
         services: Sequence[str],
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        background: Sequence[Background] = (),
     ) -> None:
         self._config = config
+        self._background = background
         self._services = services
         self._health = health.aio.HealthServicer()
         self.grpc = grpc.aio.server(
@@ -81,6 +95,8 @@ class Server:
         except RuntimeError:
             raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
         await self.grpc.start()
+        for work in self._background:
+            work.start()
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
 
@@ -88,6 +104,8 @@ class Server:
         """Refuse new calls, finish those under way."""
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.grpc.stop(self._config.grace_s)
+        for work in self._background:
+            await asyncio.to_thread(work.stop)
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", *self._services):

@@ -36,11 +36,19 @@ def check_encryption(gallery: Gallery, key_version: str, parameter_set: str) -> 
 
 
 class Evaluators:
-    """Evaluators by gallery: public keys parsed once."""
+    """Evaluators by gallery: public and evaluation keys parsed once.
 
-    def __init__(self, galleries: Galleries, scheme: Scheme, most: int = 64) -> None:
+    Args:
+        galleries: the record.
+        scheme: the cipher.
+        threads: how many an expansion may use.
+        most: evaluators held.
+    """
+
+    def __init__(self, galleries: Galleries, scheme: Scheme, threads: int = 1, most: int = 64) -> None:
         self._galleries = galleries
         self._scheme = scheme
+        self._threads = threads
         self._most = most
         self._held: OrderedDict[tuple[str, int], Evaluator] = OrderedDict()
         self._lock = threading.Lock()
@@ -52,7 +60,12 @@ class Evaluators:
             if name in self._held:
                 self._held.move_to_end(name)
                 return self._held[name]
-        evaluator = self._scheme.evaluator(gallery.layout, self._galleries.public_key(gallery.id))
+        evaluator = self._scheme.evaluator(
+            gallery.layout,
+            self._galleries.public_key(gallery.id),
+            self._galleries.evaluation_keys(gallery.id),
+            self._threads,
+        )
         with self._lock:
             self._held[name] = evaluator
             while len(self._held) > self._most:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
@@ -39,6 +41,7 @@ galleries = sa.Table(
     sa.Column("first_epoch", sa.Integer, nullable=False),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("next_slot", sa.Integer, nullable=False),
+    sa.Column("next_block", sa.Integer, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
 )
 
@@ -48,12 +51,38 @@ templates = sa.Table(
     sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
     sa.Column("slot", sa.Integer, primary_key=True),
     sa.Column("subject", sa.String(64), nullable=False),
-    sa.Column("ciphertext", sa.LargeBinary, nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("lead", sa.Integer, nullable=False),  # the subject's first slot
+    sa.Column("block", sa.Integer, nullable=True),  # the sealed block it lies in; none in the open tail
+    sa.Column("ciphertext", sa.LargeBinary, nullable=True),  # its own; none where a whole block was imported
+    sa.Column("digest", sa.LargeBinary(32), nullable=True),
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
     sa.Index("templates_by_subject", "gallery", "subject"),
     sa.Index("templates_by_epoch", "gallery", "epoch"),
+    sa.Index("templates_by_block", "gallery", "block"),
+)
+
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # never used again in this gallery
+    sa.Column("columns", sa.Integer, nullable=False),
+    sa.Column("slots", sa.LargeBinary, nullable=False),  # by position, 32 bits each, 0 for none
+    sa.Column("imported", sa.Boolean, nullable=False),  # its templates have no ciphertexts of their own
+    sa.Column("erased", sa.Integer, nullable=False),  # templates in it that are erased
+    sa.Column("ciphertext", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+evaluation_keys = sa.Table(
+    "gallery_evaluation_keys",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("galois_element", sa.Integer, primary_key=True),
+    sa.Column("material", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
 )
 
 tombstones = sa.Table(
@@ -130,6 +159,45 @@ class Change:
     epoch: int
 
 
+@dataclass(frozen=True)
+class BlockInfo:
+    """A sealed block.
+
+    Attributes:
+        number: its number in the gallery.
+        columns: of its shape.
+        imported: whether its templates have no ciphertexts of their own.
+        erased: how many of its templates are erased.
+        live: how many are not.
+    """
+
+    number: int
+    columns: int
+    imported: bool
+    erased: int
+    live: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a gallery's templates lie, at one moment.
+
+    Attributes:
+        first_epoch, epoch: the gallery's.
+        taken: (n, 2) slot and the subject's first slot, of templates that are new since the epoch asked for.
+        given: (n,) slots that were given up since.
+        tail: (n,) slots that are in no block.
+        blocks: number and columns of each sealed block.
+    """
+
+    first_epoch: int
+    epoch: int
+    taken: NDArray[np.int64]
+    given: NDArray[np.int64]
+    tail: NDArray[np.int64]
+    blocks: dict[int, int]
+
+
 def _gallery(row: sa.Row[Any]) -> Gallery:
     return Gallery(
         id=row.id,
@@ -187,7 +255,7 @@ class Galleries:
             row = transaction.execute(query).one_or_none()
         if row is None:
             raise _not_found()
-        return _checked(row.public_key, row.public_key_digest)
+        return _checked(row.public_key, sha256(row.public_key), row.public_key_digest)
 
     def epochs(self, gallery_id: str) -> tuple[int, int]:
         """First and last epoch of a gallery: the cheapest look at whether anything changed."""
@@ -217,8 +285,105 @@ class Galleries:
             found = [Change(*change) for change in transaction.execute(union.limit(limit))]
         return row.first_epoch, row.epoch, found
 
+    def placement(self, gallery_id: str, since: int) -> Placement:
+        """Where templates lie, with what changed after an epoch.
+
+        Raises:
+            GalleryNotFound: there is none of that id.
+        """
+        new = sa.select(templates.c.slot, templates.c.lead).where(
+            templates.c.gallery == gallery_id, templates.c.epoch > since
+        )
+        gone = sa.select(tombstones.c.slot).where(tombstones.c.gallery == gallery_id, tombstones.c.epoch > since)
+        open_ = sa.select(templates.c.slot).where(templates.c.gallery == gallery_id, templates.c.block.is_(None))
+        sealed = sa.select(blocks.c.number, blocks.c["columns"]).where(blocks.c.gallery == gallery_id)
+        with self._engine.begin() as transaction:
+            query = sa.select(galleries.c.first_epoch, galleries.c.epoch).where(galleries.c.id == gallery_id)
+            row = transaction.execute(query).one_or_none()
+            if row is None:
+                raise _not_found()
+            return Placement(
+                first_epoch=row.first_epoch,
+                epoch=row.epoch,
+                taken=np.array([tuple(r) for r in transaction.execute(new)], np.int64).reshape(-1, 2),
+                given=np.array(transaction.execute(gone).scalars().all(), np.int64),
+                tail=np.array(transaction.execute(open_.order_by(templates.c.slot)).scalars().all(), np.int64),
+                blocks={r.number: r.columns for r in transaction.execute(sealed)},
+            )
+
+    def block(self, gallery_id: str, number: int) -> tuple[NDArray[np.uint32], bytes] | None:
+        """Slots by position, and ciphertext, of a sealed block; None if it is not there any more.
+
+        Raises:
+            TemplateDamaged: the ciphertext does not match its digest.
+        """
+        query = sa.select(blocks.c.slots, blocks.c.ciphertext, blocks.c.digest).where(
+            blocks.c.gallery == gallery_id, blocks.c.number == number
+        )
+        with self._engine.begin() as transaction:
+            row = transaction.execute(query).one_or_none()
+        if row is None:
+            return None
+        data = _checked(row.ciphertext, block_digest(row.slots, row.ciphertext), row.digest)
+        return np.frombuffer(row.slots, "<u4").astype(np.uint32), data
+
+    def blocks(self, gallery_id: str) -> list[BlockInfo]:
+        """A gallery's sealed blocks, by number."""
+        live = (
+            sa.select(templates.c.block, sa.func.count().label("live"))
+            .where(templates.c.gallery == gallery_id, templates.c.block.is_not(None))
+            .group_by(templates.c.block)
+            .subquery()
+        )
+        query = (
+            sa.select(
+                blocks.c.number,
+                blocks.c["columns"],
+                blocks.c.imported,
+                blocks.c.erased,
+                sa.func.coalesce(live.c.live, 0),
+            )
+            .outerjoin(live, live.c.block == blocks.c.number)
+            .where(blocks.c.gallery == gallery_id)
+            .order_by(blocks.c.number)
+        )
+        with self._engine.begin() as transaction:
+            return [BlockInfo(*row) for row in transaction.execute(query)]
+
+    def unsealed(self, gallery_id: str, limit: int) -> list[int]:
+        """The oldest slots of the open tail."""
+        query = sa.select(templates.c.slot).where(templates.c.gallery == gallery_id, templates.c.block.is_(None))
+        with self._engine.begin() as transaction:
+            return list(transaction.execute(query.order_by(templates.c.slot).limit(limit)).scalars())
+
+    def sealed(self, gallery_id: str, number: int) -> list[int]:
+        """The live slots of a block."""
+        query = sa.select(templates.c.slot).where(templates.c.gallery == gallery_id, templates.c.block == number)
+        with self._engine.begin() as transaction:
+            return list(transaction.execute(query.order_by(templates.c.slot)).scalars())
+
+    def homes(self, gallery_id: str, slots: Iterable[int]) -> dict[int, int]:
+        """Slot -> block of those of the slots that have no ciphertext of their own."""
+        query = sa.select(templates.c.slot, templates.c.block).where(
+            templates.c.gallery == gallery_id, templates.c.slot.in_(list(slots)), templates.c.ciphertext.is_(None)
+        )
+        with self._engine.begin() as transaction:
+            return {row.slot: row.block for row in transaction.execute(query)}
+
+    def evaluation_keys(self, gallery_id: str) -> dict[int, bytes]:
+        """Galois keys by element.
+
+        Raises:
+            TemplateDamaged: one does not match its digest.
+        """
+        table = evaluation_keys
+        query = sa.select(table.c.galois_element, table.c.material, table.c.digest).where(table.c.gallery == gallery_id)
+        with self._engine.begin() as transaction:
+            rows = transaction.execute(query).all()
+        return {row.galois_element: _checked(row.material, sha256(row.material), row.digest) for row in rows}
+
     def ciphertexts(self, gallery_id: str, slots: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Slot and ciphertext of those of the slots that are taken, each checked against its digest.
+        """Slot and ciphertext of those of the slots that have one of their own, each checked against its digest.
 
         Raises:
             TemplateDamaged: a ciphertext does not match its digest.
@@ -228,10 +393,14 @@ class Galleries:
         for start in range(0, len(wanted), 256):
             part = wanted[start : start + 256]
             with self._engine.begin() as transaction:
-                where = (templates.c.gallery == gallery_id, templates.c.slot.in_(part))
+                where = (
+                    templates.c.gallery == gallery_id,
+                    templates.c.slot.in_(part),
+                    templates.c.ciphertext.is_not(None),
+                )
                 rows = transaction.execute(query.where(*where)).all()
             for row in rows:
-                yield row.slot, _checked(row.ciphertext, row.digest)
+                yield row.slot, _checked(row.ciphertext, sha256(row.ciphertext), row.digest)
 
     def subject(self, gallery_id: str, subject: str) -> list[tuple[int, datetime]]:
         """Slot and time of a subject's templates, by slot; empty for an unknown subject."""
@@ -253,7 +422,19 @@ def _not_found() -> GalleryNotFound:
     return GalleryNotFound("no such gallery: create it, or list the galleries there are")
 
 
-def _checked(data: bytes, digest: bytes) -> bytes:
-    if hashlib.sha256(data).digest() != digest:
+def sha256(data: bytes) -> bytes:
+    """The digest of a stored ciphertext."""
+    return hashlib.sha256(data).digest()
+
+
+def block_digest(slots: bytes, ciphertext: bytes) -> bytes:
+    """The digest of a sealed block: who lies where is as much part of it as the ciphertext."""
+    digest = hashlib.sha256(slots)
+    digest.update(ciphertext)
+    return digest.digest()
+
+
+def _checked(data: bytes, digest: bytes, stored: bytes) -> bytes:
+    if digest != stored:
         raise TemplateDamaged("a stored ciphertext is damaged: restore the record from a backup")
     return bytes(data)

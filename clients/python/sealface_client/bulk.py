@@ -1,0 +1,99 @@
+"""Bulk import: embeddings encrypted as whole sealed blocks, one being sent while the next is made."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sealface.cipher.layout import Shape
+from sealface.protocol import names
+from sealface_client.errors import translated
+from sealface_client.results import Imported
+from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
+from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
+
+_CHUNK_BYTES = 1 << 20
+
+Encrypt = Callable[[NDArray[np.float64]], Awaitable[bytes]]
+
+
+class BulkImport:
+    """Imports into one gallery.
+
+    Args:
+        stub: the enrollment service.
+        gallery: the gallery.
+        shape: of the blocks.
+        encrypt: a block of embeddings (n, d).
+        timeout_s: deadline of each block's call.
+    """
+
+    def __init__(
+        self,
+        stub: enrollment_service_pb2_grpc.EnrollmentServiceAsyncStub,
+        gallery: gallery_pb2.Gallery,
+        shape: Shape,
+        encrypt: Encrypt,
+        timeout_s: float,
+    ) -> None:
+        self._stub = stub
+        self._gallery = gallery
+        self._shape = shape
+        self._encrypt = encrypt
+        self._timeout_s = timeout_s
+
+    async def run(self, faces: Iterable[tuple[str, NDArray[np.float64]]]) -> AsyncIterator[Imported]:
+        """Import; yields after each block. What is wrong with a block is raised when those before it are stored."""
+        remaining = iter(faces)
+        sending: asyncio.Task[Imported] | None = None
+        try:
+            while True:
+                made: tuple[list[str], bytes] | None = None
+                failure: Exception | None = None
+                try:
+                    made = await self._next(remaining)
+                except Exception as error:
+                    failure = error
+                if sending is not None:
+                    stored, sending = await sending, None
+                    yield stored
+                if failure is not None:
+                    raise failure
+                if made is None:
+                    return
+                sending = asyncio.create_task(self._send(*made))
+        finally:
+            if sending is not None:
+                sending.cancel()
+
+    async def _next(self, faces: Iterator[tuple[str, NDArray[np.float64]]]) -> tuple[list[str], bytes] | None:
+        batch = list(islice(faces, self._shape.capacity))
+        if not batch:
+            return None
+        subjects = [names.check_opaque(subject, "subject") for subject, _ in batch]
+        embeddings = [self._shape.layout.checked(embedding) for _, embedding in batch]
+        return subjects, await self._encrypt(np.stack(embeddings))
+
+    async def _send(self, subjects: list[str], data: bytes) -> Imported:
+        header = enrollment.ImportBlockHeader(
+            gallery=self._gallery.name,
+            columns=self._shape.columns,
+            subject_ids=subjects,
+            key_version=self._gallery.key_version,
+            parameter_set=self._gallery.parameter_set,
+            request_id=uuid.uuid4().hex,
+        )
+        with translated("enrollment"):
+            response = await self._stub.ImportBlock(_messages(header, data), timeout=self._timeout_s)
+        return Imported(subjects[-1], response.first_slot, len(subjects), len(data))
+
+
+def _messages(header: enrollment.ImportBlockHeader, data: bytes) -> Iterator[enrollment.ImportBlockRequest]:
+    yield enrollment.ImportBlockRequest(header=header)
+    for start in range(0, len(data), _CHUNK_BYTES):
+        yield enrollment.ImportBlockRequest(data=data[start : start + _CHUNK_BYTES])
