@@ -150,12 +150,11 @@ def test_one_gallery_of_many_shapes_with_one_expansion(metric: Metric, rng: np.r
         vectors = embeddings(rng, count, probes)
         block = made.imported(shape, vectors) if imported else sealed(made, columns, vectors)
         blocks.append((block, list(range(count)), vectors))
-    # all positions of some groups of the deep ones: one tree each
-    for columns in (32, 128):
-        shape = layout.shape(columns)
-        positions = [at for at in range(shape.capacity) if at % columns in (0, 5, columns - 1)]
-        vectors = embeddings(rng, len(positions), probes)
-        blocks.append((sealed(made, columns, vectors, positions), positions, vectors))
+    # all positions of some groups of the deepest: one tree each
+    deepest = layout.shape(128)
+    positions = [at for at in range(deepest.capacity) if at % 128 in (0, 5, 127)]
+    vectors = embeddings(rng, len(positions), probes)
+    blocks.append((sealed(made, 128, vectors, positions), positions, vectors))
     assert_scores(made, blocks, probes)
 
 
@@ -192,7 +191,7 @@ def test_other_dimensions(dimension: int, rng: np.random.Generator) -> None:
     probes = 19.9 * units(rng, 4, dimension)
     blocks = []
     for shape in (made.layout.group, *made.layout.sealed_shapes[:2]):
-        vectors = embeddings(rng, min(shape.capacity, 500), probes)
+        vectors = embeddings(rng, min(shape.capacity, 100), probes)
         block = made.imported(shape, vectors) if shape.sealed else made.group(vectors)
         blocks.append((block, list(range(len(vectors))), vectors))
     admitted = [made.probe(q) for q in probes]
@@ -454,7 +453,7 @@ def test_a_result_is_the_product_and_its_whole_zero(columns: int, metric: Metric
     made = sides(dimension=DIMENSION, metric=metric)
     shape = made.layout.shape(columns)
     vectors = 0.9 * units(rng, 2, DIMENSION)
-    blocks = [made.imported(shape, v[None]) if shape.sealed else made.group(v[None]) for v in vectors]
+    blocks = [made.imported(shape, vectors) if shape.sealed else made.group(vectors)] * 2
     evaluator = Used(made)
     for _ in range(3):
         evaluator.zeros.add_one()

@@ -265,7 +265,7 @@ async def test_who_gives_up_leaves_no_reader_behind():
     await until(lambda: len(asyncio.all_tasks()) < len(tasks))
 
 
-# --- eager
+# --- Eager
 
 
 async def test_it_is_asked_for_before_anybody_takes_it():
@@ -306,17 +306,32 @@ async def test_an_error_that_nobody_takes_disturbs_nobody(caplog):
     assert not caplog.records
 
 
-async def test_an_answer_that_is_given_up_is_worked_on_no_more():
-    ended = asyncio.Event()
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_an_answer_that_is_given_up_is_worked_on_no_more(taken):
+    """Also one that nobody began to take: a call that ends in its first answer has others under way."""
+    began, ended = asyncio.Event(), asyncio.Event()
 
     async def items():
         try:
             yield 1
+            began.set()
             await asyncio.sleep(60)
         finally:
             ended.set()
 
     answer = Eager(items())
-    assert await anext(answer) == 1
+    for _ in range(taken):
+        assert await anext(answer) == 1
+    await began.wait()
     answer.close()
     await asyncio.wait_for(ended.wait(), 10)
+    answer.close()  # or was done
+
+
+async def test_an_answer_that_is_done_may_be_closed():
+    async def items():
+        yield 1
+
+    answer = Eager(items())
+    assert await taken(answer) == [1]
+    answer.close()

@@ -199,6 +199,8 @@ class Evaluator:
             EvaluationKeyMissing: the gallery's key has no Galois keys for this shape.
         """
         _check_positions(shape, templates)
+        if not templates:
+            raise ValueError("a block of nothing hides nothing")
         n, count = self._layout.parameters.degree, shape.columns
         columns = np.zeros((count, 2, len(self._primes), n), np.uint32)
         norms = np.zeros((2, len(self._primes), n), np.uint64)

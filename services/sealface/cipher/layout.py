@@ -123,7 +123,7 @@ class Layout:
         """
 
         def cost_us(shape: Shape) -> float:
-            blocks = -(-templates // shape.capacity)
+            blocks = max(1.0, templates / shape.capacity)  # not whole ones, so that it only ever grows
             return shape.columns * _SWITCH_US + blocks * (_RESULT_US + shape.columns * _COLUMN_US)
 
         return min(self.sealed_shapes, key=cost_us)

@@ -288,7 +288,8 @@ def scores(blocks: Sequence[Words], probes: Words, primes: Sequence[int]) -> Wor
         (probes, blocks, 3, limbs, N): for each the sum over columns of column times leaf, not relinearised.
     """
     limbs, chunks, count, _, _ = blocks[0].shape
-    if any(words.shape != blocks[0].shape or not words.flags.c_contiguous for words in (*blocks, *probes)):
+    fits = (blocks[0].shape, np.uint32, True)
+    if any((words.shape, words.dtype, words.flags.c_contiguous) != fits for words in (*blocks, *probes)):
         raise ValueError("blocks and probes of one shape are scored together")  # their addresses are all that is passed
     addresses = np.array([block.ctypes.data for block in blocks], np.uint64)
     out = np.empty((len(probes), len(blocks), 3, limbs, chunks * LANES), np.uint32)

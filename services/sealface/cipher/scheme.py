@@ -166,7 +166,7 @@ class Ckks:
         """
         for parameters in parameter_sets():
             layout = Layout(parameters, 128, Metric.EUCLIDEAN)
-            shape, primes, n = layout.sealed_shapes[0], parameters.primes, parameters.degree
+            shape, primes, n = layout.shape(8), parameters.primes, parameters.degree
             template = wire.pack(np.ones((2 * layout.parts, 2, n), np.uint64), parameters.data_primes)
             key = wire.pack(np.ones((2, 3, n), np.uint64), primes)
             switching_key = wire.pack(np.ones((4, 3, n), np.uint64), primes)
@@ -174,7 +174,7 @@ class Ckks:
             warmed = self.evaluator(layout, key, dict.fromkeys(elements, switching_key))
             stored = warmed.load(shape, warmed.admit_block(shape, warmed.seal(shape, {0: warmed.admit(template)})))
             group = warmed.assemble({1: template}, warmed.assemble({0: template}))
-            leaves = warmed.expand([warmed.admit_probe(template)] * 5, (layout.group, *layout.sealed_shapes[:2]))
+            leaves = warmed.expand([warmed.admit_probe(template)] * 5, (layout.group, shape, layout.shape(16)))
             opener = self.opener(layout, key[: len(key) // 2])
             for block in (stored, group):
                 asked = np.zeros(block.shape.capacity, bool)

@@ -86,6 +86,8 @@ class Sealer:
 
     def _seal(self, gallery: Gallery, shape: Shape, slots: list[int], replaced: list[int]) -> bool:
         templates = dict(self._galleries.ciphertexts(gallery.id, slots))
+        if not templates:  # all were erased since they were listed: look again
+            return True
         placed = np.zeros(shape.capacity, np.uint32)
         placed[: len(templates)] = sorted(templates)  # those erased meanwhile are not there any more
         by_position = {position: templates[slot] for position, slot in enumerate(placed.tolist()) if slot}
