@@ -219,6 +219,8 @@ class _ComputeRounds:
         self._opener = scheme.opener(layout, key.secret)
         self._templates = [self._evaluator.admit(self._encryptor.template(one)) for one in faces.templates]
         self._template_bytes = len(self._templates[0])
+        self._group = layout.group
+        self._asked = np.arange(self._group.capacity) == 0
         self._evaluation_bytes = sum(map(len, key.evaluation.values()))
 
     async def run(self, at: int) -> None:
@@ -226,9 +228,10 @@ class _ComputeRounds:
         with self._samples.timed("compute"):
             admitted = self._evaluator.admit_probe(probe)
             group = self._evaluator.assemble({0: self._templates[at]})
-            result = self._evaluator.score(group, admitted, [0])
-            opened = self._opener.open([result])
-            assert self._opener.genuine(opened.checks)
+            leaves = self._evaluator.expand([admitted], [self._group])[self._group]
+            results = self._evaluator.score([group], leaves, [self._asked])[0]
+            opened = self._opener.open(self._group, results)
+            assert self._opener.genuine(self._group, opened.checks)
         self._samples.erred("ours", opened.scores[0, 0] - self._faces.scores[at])
 
     def sizes(self) -> dict[str, int]:

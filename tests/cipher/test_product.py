@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,13 @@ def test_sums_of_products_are_those_of_big_integers(
             got = scores(blocks[:some], probes[:count], primes)
             assert got.dtype == np.uint32
             assert np.array_equal(got, expected[:count, :some])
+
+
+def test_many_at_once_with_others_that_use_memory() -> None:
+    """The kernels pass addresses: what they point to must live, and be nobody else's, until the sums are done."""
+    program = [sys.executable, "-m", "tests.cipher.crowded"]
+    done = subprocess.run(program, env=os.environ | {"MALLOC_ARENA_MAX": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("columns", [3, 7, 9, 12, 24, 40, 100])

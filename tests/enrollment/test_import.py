@@ -209,9 +209,13 @@ async def test_a_wrong_header_is_refused_and_changes_nothing(suite, client, door
     before = suite.record()
     with refused(code, reason):
         await import_block(client, door, [1], **changed)
-    # before any data is taken
-    with refused(code, reason):
-        await send(client, import_messages(import_header(door, ["s1"], **changed), b""))
+
+    async def without_data():
+        yield messages.ImportBlockRequest(header=import_header(door, ["s1"], **changed))
+        await asyncio.sleep(60)
+
+    with refused(code, reason):  # before any data is taken
+        await client.enrollment.ImportBlock(without_data(), timeout=20)
     assert suite.record() == before
 
 

@@ -1,10 +1,11 @@
 """Verify and identify through the client, for managed and client-held galleries: the bodies are the same."""
 
 import asyncio
+import random
 
 import pytest
 
-from tests.conftest import POLICY, both_schemes, near, person
+from tests.conftest import POLICY, both_schemes, near, person, select
 
 held = pytest.mark.parametrize("client_held", [False, True], ids=["managed", "client-held"])
 
@@ -130,6 +131,56 @@ async def test_searches_at_once_do_not_disturb_each_other(gallery):
     assert [who(answer) for answer in found] == [[f"s{i}"] for i in range(8)]
     matches = await asyncio.gather(*(gallery.verify(f"s{i}", person(i if i % 2 else i + 1)) for i in range(8)))
     assert [answer.match for answer in matches] == [bool(i % 2) for i in range(8)]
+
+
+@both_schemes
+async def test_searches_are_right_all_the_while_a_gallery_changes_and_is_sealed(suite, door):
+    """Whoever is enrolled is found, whoever is erased is not, from the answer of the call on."""
+    gallery = door
+    count = 140
+    enrolled: set[int] = set()
+    erased: set[int] = set()
+    writing = True
+
+    async def write():
+        nonlocal writing
+        first = 0
+        while first < count:
+            numbers = range(first, first + 20)
+            faces = ((f"s{number}", person(number)) for number in numbers)
+            if first % 60 == 20:
+                assert len([block async for block in gallery.import_many(faces)]) == 1
+            else:
+                assert len([result async for result in gallery.enroll_many(faces)]) == 20
+            enrolled.update(numbers)
+            for number in (first + 3, first // 2, first // 3 + 1):
+                if number in enrolled:
+                    enrolled.remove(number)  # neither is said of it until the answer is there
+                    assert await gallery.erase(f"s{number}") == 1
+                    erased.add(number)
+            first += 20
+        writing = False
+
+    async def search(seed):
+        rng = random.Random(seed)
+        looks = 0
+        while writing or looks < 5:
+            await asyncio.sleep(0)
+            for numbers, there in ((sorted(enrolled), True), (sorted(erased), False)):
+                if numbers:
+                    number = rng.choice(numbers)
+                    found = who(await gallery.identify(near(person(number), 0.1, seed)))
+                    if number in (enrolled if there else erased):
+                        assert found == ([f"s{number}"] if there else []), (number, there)
+                        looks += 1
+
+    await asyncio.gather(write(), search(1), search(2))
+    assert len(erased) > count // 10
+    blocks = select(suite.compute / "record.db", "SELECT imported FROM blocks")
+    assert {bool(imported) for (imported,) in blocks} == {False, True}
+    faces = [near(person(number), 0.1, 3) for number in range(count)]
+    answers = [who(answer) async for answer in gallery.identify_many(faces)]
+    assert answers == [[f"s{number}"] if number in enrolled else [] for number in range(count)]
 
 
 @both_schemes

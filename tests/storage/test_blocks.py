@@ -222,6 +222,7 @@ def test_slots_do_not_run_out_in_the_middle_of_a_block(import_block, galleries, 
         ("slots", b""),
         ("digest", bytes(32)),
     ],
+    ids=["ciphertext", "other slots", "no slots", "empty slots", "digest"],
 )
 def test_a_damaged_block_is_not_given_out(enroll, seal, galleries, path, column, value):
     enroll("a", "b")

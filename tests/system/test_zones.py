@@ -158,18 +158,20 @@ async def test_nothing_that_compute_has_opens_a_result(services: LocalServices, 
     results = await scores(services, "held", probe)
     truth = 1 - cosine(face, probe)
     (result,) = results
-    position = list(result.slots).index(1)
+    group = LAYOUT.shape(result.columns)
+    position = np.frombuffer(result.slots, "<u4").tolist().index(1)
 
     right = Ckks().opener(LAYOUT, held_secret(services, "held"))
-    opened = right.open([result.ciphertext])
-    assert right.genuine(opened.checks)
+    opened = right.open(group, [result.ciphertext])
+    assert right.genuine(group, opened.checks)
     assert opened.scores[0, position] == pytest.approx(truth, abs=2e-4)
 
     connection = sqlite3.connect(services.state / "compute" / "record.db")
     publics = [bytes(row[0]) for row in connection.execute("SELECT public_key FROM galleries")]
     templates = [bytes(row[0]) for row in connection.execute("SELECT ciphertext FROM templates")]
+    switching = [bytes(row[0]) for row in connection.execute("SELECT material FROM gallery_evaluation_keys")]
     connection.close()
-    assert (len(publics), len(templates)) == (3, 3)
+    assert (len(publics), len(templates), len(switching)) == (3, 3, 3 * 7)
 
     primes_left = N4096.data_primes[:1]
     tried = [polynomial for data in publics for polynomial in wire.unpack(data, 2, N4096.degree, N4096.primes)]
@@ -177,13 +179,15 @@ async def test_nothing_that_compute_has_opens_a_result(services: LocalServices, 
         count = len(data) // wire.packed_size(1, N4096.degree, primes)
         for polynomial in wire.unpack(data, count, N4096.degree, primes):
             tried.append(np.vstack([polynomial[:1]] * 3))  # opening uses the first limb alone
+    for data in switching:
+        tried += list(wire.unpack(data, 4, N4096.degree, N4096.primes))
     guess = np.random.default_rng(1).integers(-1, 2, N4096.degree)
     tried += [kernels.integers_to_ntt(guess, N4096.primes), np.zeros((3, N4096.degree), np.uint64)]
-    assert len(tried) == 3 * 2 + 3 * 2 + 3 + 2
+    assert len(tried) == 3 * 2 + 3 * 7 * 4 + 3 * 2 + 3 + 2
     for polynomial in tried:
         opener = Ckks().opener(LAYOUT, wire.pack(polynomial, N4096.primes))
-        opened = opener.open([result.ciphertext])
-        assert not opener.genuine(opened.checks)
+        opened = opener.open(group, [result.ciphertext])
+        assert not opener.genuine(group, opened.checks)
         assert abs(opened.scores[0, position] - truth) > 1e-3
 
 

@@ -247,6 +247,7 @@ def _score_many(addresses, leaves, out, count, prime):  # type: ignore[no-untype
                                 to_block[0, limb, at_lane + c] = low
                                 to_block[1, limb, at_lane + c] = min(x, x - p)
                                 to_block[2, limb, at_lane + c] = high
+    scratch[0] = 0  # numba frees an array after its last use, and does not know that its address was in use
 
 
 @_compiled
