@@ -11,8 +11,10 @@ does three things to the raw product (threat model, rules 1 to 3):
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -150,6 +152,7 @@ class Evaluator:
         self._evaluation = evaluation or {}
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "expand") if threads > 1 else None
+        self._scratch = threading.local()  # trees are made in the same memory again: new pages cost a tenth of one
         self.zeros = Zeros(self._key, self._primes)
 
     def admit(self, template: bytes) -> bytes:
@@ -244,14 +247,16 @@ class Evaluator:
         deepest = wanted[-1].columns if wanted else 1
         for number, probe in enumerate(probes):
             q = probe.residues[0]
+            if self._layout.group in words:
+                product.arrange(q[None], words[self._layout.group][number])
+            if deepest == 1:
+                continue
             # exponents -m become d1 - 1 - m, so that the leaf of residue d1 - 1 - i is Q_i
-            nodes = self._split_levels(self._shifted(q, deepest - 1), deepest) if deepest > 1 else {}
-            for shape in wanted:
-                if shape.sealed:
-                    leaves = self._rescaled(nodes[shape.columns], shape.columns, deepest)
-                    product.arrange(leaves[::-1], words[shape][number])
-                else:
-                    product.arrange(q[None], words[shape][number])
+            for nodes in self._levels(self._shifted(q, deepest - 1), deepest):
+                for shape in wanted:
+                    if shape.sealed and shape.columns == len(nodes):
+                        leaves = self._rescaled(nodes, shape.columns, deepest)
+                        product.arrange(leaves[::-1], words[shape][number])
         return {shape: Leaves(words[shape], self._norms(probes, shape)) for shape in wanted}
 
     def score(
@@ -323,26 +328,36 @@ class Evaluator:
         return np.stack([kernels.multiply_add(polynomial, shift, none, self._primes) for polynomial in ciphertext])
 
     def _split(self, ciphertext: Residues, count: int) -> Words:
-        """The part of each residue r of exponents modulo `count`, divided by x^r: (count, 2, limbs, N)."""
-        return self._split_levels(ciphertext, count)[count]
+        """The part of each residue r of exponents modulo `count`, divided by x^r: (count, 2, limbs, N).
 
-    def _split_levels(self, ciphertext: Residues, count: int) -> dict[int, Words]:
-        """The nodes of the tree, by their number; those of `count` are exact, others times their share of it."""
+        It lies in memory that this thread's next call writes over.
+        """
+        return deque(self._levels(ciphertext, count), maxlen=1)[0]
+
+    def _levels(self, ciphertext: Residues, count: int) -> Iterator[Words]:
+        """The nodes of each level of the tree, 1 to `count`; the last are exact, others times their share of it.
+
+        A level lies in memory that is written over when the next but one, or another tree of this thread, is made.
+        """
         parameters, n = self._layout.parameters, self._layout.parameters.degree
+        scratch: dict[int, list[Words]] = self._scratch.__dict__.setdefault("levels", {})
+        if count not in scratch:
+            scratch[count] = [np.empty((count >> i, *ciphertext.shape), np.uint32) for i in range(2)]
         inverse = np.array([pow(count, -1, p) for p in self._primes], np.uint64)[:, None]
         nodes: Words = (ciphertext * inverse % self._moduli).astype(np.uint32)[None]
-        found = {1: nodes}
-        for level in range(count.bit_length() - 1):
+        depth = count.bit_length() - 1
+        for level in range(depth):
+            yield nodes
             if switching.element_of_level(level, n) not in self._evaluation:
                 raise EvaluationKeyMissing("the key has no Galois keys: make a gallery with a new key")
-            out = np.empty((2 * len(nodes), *nodes.shape[1:]), np.uint32)
+            out = scratch[count][(depth - level - 1) % 2][: 2 * len(nodes)]
 
             def work(part: range, nodes: Words = nodes, level: int = level, out: Words = out) -> None:
                 switching.split_level(nodes, level, self._evaluation, parameters, out, part)
 
             self._in_parts(work, len(nodes))
-            nodes = found[len(out)] = out
-        return found
+            nodes = out
+        yield nodes
 
     def _in_parts(self, work: Callable[[range], None], count: int) -> None:
         if self._pool is None or count < self._threads:

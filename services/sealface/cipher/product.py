@@ -170,6 +170,34 @@ def _prepare(typing_context, leaf, prime, out):  # type: ignore[no-untyped-def] 
     return types.void(*[types.uint64] * 3), generate
 
 
+@_intrinsic
+def _settle(typing_context, sums, prime, *polynomials):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Write the three sums of `_dots` as residues of c0, c1 and c2, eight coefficients of each."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        v = _Vectors(builder, _HALF)
+        p, _, fold, shift, mu = (v.splat(scalar) for scalar in cgutils.unpack_tuple(builder, arguments[1]))
+        low_word, word = ir.Constant(v.longs, [0xFFFFFFFF] * _HALF), ir.Constant(v.longs, [32] * _HALF)
+
+        def product(x: Any, y: Any) -> Any:
+            return builder.mul(builder.and_(x, low_word), y)
+
+        def below(x: Any) -> Any:  # as `_below`
+            x = builder.add(product(builder.lshr(x, word), fold), builder.and_(x, low_word))
+            quotient = builder.lshr(product(builder.lshr(x, shift), mu), word)
+            return v.less_if_it_fits(v.less_if_it_fits(builder.sub(x, product(quotient, p)), p), p)
+
+        c0, both, c2 = (below(v.load(arguments[0], number * 8 * _HALF, v.longs)) for number in range(_SHARED_SUMS))
+        for less in (c0, c2):
+            both = v.less_if_it_fits(builder.sub(builder.add(both, p), less), p)
+        for value, at in zip((c0, both, c2), cgutils.unpack_tuple(builder, arguments[2]), strict=True):
+            to = builder.inttoptr(at, v.words.as_pointer())
+            builder.store(builder.trunc(value, v.words), to).align = 4
+        return context.get_dummy_value()
+
+    return types.void(sums, prime, types.StarArgTuple(polynomials)), generate
+
+
 @_inlined
 def _below(x, p, fold, shift, mu):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     # x < 2^63 to below p: first x = high 2^32 + low, with fold = 2^32 mod p, then Barrett as in `kernels`
@@ -218,7 +246,7 @@ def _score_many(addresses, leaves, out, count, prime):  # type: ignore[no-untype
     scratch = np.empty(_RUN * _TOGETHER * _SHARED_SUMS * _HALF + 8, np.uint64)
     prepared = np.uint64(scratch.ctypes.data + 63 & ~63)  # a vector within one cache line is read in one go
     for limb in range(limbs):
-        p, multiple, fold, shift, mu = prime[limb]
+        p, multiple, _, _, _ = prime[limb]
         for chunk in range(chunks):
             for half in range(0, LANES, _HALF):
                 for first in range(0, probes, _TOGETHER):
@@ -238,15 +266,14 @@ def _score_many(addresses, leaves, out, count, prime):  # type: ignore[no-untype
                     at_lane = chunk * LANES + half
                     for block in range(blocks):
                         for probe in range(_TOGETHER):
-                            held, to_block = sums[block, probe], out[first + probe, block]
-                            for c in range(_HALF):
-                                low = _below(held[0, c], p, fold, shift, mu)
-                                high = _below(held[2, c], p, fold, shift, mu)
-                                x = _below(held[1, c], p, fold, shift, mu) + p - low
-                                x = min(x, x - p) + p - high
-                                to_block[0, limb, at_lane + c] = low
-                                to_block[1, limb, at_lane + c] = min(x, x - p)
-                                to_block[2, limb, at_lane + c] = high
+                            held, to = sums[block, probe], out[first + probe, block]
+                            _settle(
+                                np.uint64(held.ctypes.data),
+                                prime[limb],
+                                np.uint64(to[0, limb].ctypes.data + 4 * at_lane),
+                                np.uint64(to[1, limb].ctypes.data + 4 * at_lane),
+                                np.uint64(to[2, limb].ctypes.data + 4 * at_lane),
+                            )
     scratch[0] = 0  # numba frees an array after its last use, and does not know that its address was in use
 
 
