@@ -176,8 +176,13 @@ async def test_searches_are_right_all_the_while_a_gallery_changes_and_is_sealed(
 
     await asyncio.gather(write(), search(1), search(2))
     assert len(erased) > count // 10
-    blocks = select(suite.compute / "record.db", "SELECT imported FROM blocks")
-    assert {bool(imported) for (imported,) in blocks} == {False, True}
+    for _ in range(400):  # the last is sealed soon
+        blocks = select(suite.compute / "record.db", "SELECT imported FROM blocks")
+        if {bool(imported) for (imported,) in blocks} == {False, True}:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError("nothing was sealed meanwhile")
     faces = [near(person(number), 0.1, 3) for number in range(count)]
     answers = [who(answer) async for answer in gallery.identify_many(faces)]
     assert answers == [[f"s{number}"] if number in enrolled else [] for number in range(count)]

@@ -37,6 +37,8 @@ _RUN = 32  # columns whose prepared leaves fit the first-level cache
 _SINGLE_SUMS, _SHARED_SUMS = 4, 3
 
 _on_stack: Any = cgutils.alloca_once
+_variadic: Any = types.StarArgTuple
+_unpacked: Any = cgutils.unpack_tuple
 _intrinsic: Any = extending.intrinsic  # mypy takes the typing context for an argument of calls
 _compiled = njit(cache=True, nogil=True, boundscheck=False)
 _inlined = njit(cache=True, nogil=True, boundscheck=False, inline="always")
@@ -176,7 +178,7 @@ def _settle(typing_context, sums, prime, *polynomials):  # type: ignore[no-untyp
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         v = _Vectors(builder, _HALF)
-        p, _, fold, shift, mu = (v.splat(scalar) for scalar in cgutils.unpack_tuple(builder, arguments[1]))
+        p, _, fold, shift, mu = (v.splat(scalar) for scalar in _unpacked(builder, arguments[1]))
         low_word, word = ir.Constant(v.longs, [0xFFFFFFFF] * _HALF), ir.Constant(v.longs, [32] * _HALF)
 
         def product(x: Any, y: Any) -> Any:
@@ -190,12 +192,12 @@ def _settle(typing_context, sums, prime, *polynomials):  # type: ignore[no-untyp
         c0, both, c2 = (below(v.load(arguments[0], number * 8 * _HALF, v.longs)) for number in range(_SHARED_SUMS))
         for less in (c0, c2):
             both = v.less_if_it_fits(builder.sub(builder.add(both, p), less), p)
-        for value, at in zip((c0, both, c2), cgutils.unpack_tuple(builder, arguments[2]), strict=True):
+        for value, at in zip((c0, both, c2), _unpacked(builder, arguments[2]), strict=True):
             to = builder.inttoptr(at, v.words.as_pointer())
             builder.store(builder.trunc(value, v.words), to).align = 4
         return context.get_dummy_value()
 
-    return types.void(sums, prime, types.StarArgTuple(polynomials)), generate
+    return types.void(sums, prime, _variadic(polynomials)), generate
 
 
 @_inlined

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from sealface.cipher.evaluator import block_size
 from sealface.cipher.layout import UnknownShape
 from sealface.cipher.scheme import Scheme
-from sealface.enrollment.record import Enrolled, Record
+from sealface.enrollment.record import Enrolled, Record, import_name
 from sealface.errors import InvalidInput
 from sealface.protocol import names
 from sealface.storage.evaluators import Evaluators, check_encryption
@@ -97,7 +97,7 @@ class Enroller:
             MalformedCiphertext, RequestIdReused, TooManyTemplates: see there.
         """
         gallery = self._galleries.get(new.gallery)
-        known = self._record.known_request(gallery.id, new.request_id, "\n".join(new.subjects))
+        known = self._record.known_request(gallery.id, new.request_id, import_name(new.subjects))
         if known is not None:
             return known
         check_encryption(gallery, new.key_version, new.parameter_set)

@@ -73,6 +73,16 @@ class Record:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._forgotten = True
+
+    def forget(self) -> bool:
+        """Have erased rows out of the write-ahead log; False if a reader prevents it: try again."""
+        self._forgotten = self._forgotten or forget(self._engine)
+        return self._forgotten
+
+    def _forget(self) -> None:
+        self._forgotten = False
+        self.forget()
 
     def create_gallery(self, new: NewGallery) -> None:
         """Make an empty gallery.
@@ -136,7 +146,7 @@ class Record:
             transaction.execute(
                 sa.insert(tables.retired).values(id=gallery_id, epoch=row.epoch, next_slot=row.next_slot)
             )
-        forget(self._engine)
+        self._forget()
         return erased
 
     def known_request(self, gallery_id: str, request_id: str, subject: str) -> Enrolled | None:
@@ -217,7 +227,7 @@ class Record:
                 [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots],
             )
             _advance(transaction, gallery_id, epoch)
-        forget(self._engine)
+        self._forget()
         return len(slots), epoch
 
     def import_block(
@@ -247,7 +257,7 @@ class Record:
         Raises:
             GalleryNotFound, RequestIdReused, TooManyTemplates: see there.
         """
-        named = "\n".join(subjects)
+        named = import_name(subjects)
         with self._engine.begin() as transaction:
             known = _known(transaction, gallery_id, request_id, named)
             if known is not None:
@@ -330,7 +340,7 @@ class Record:
                 )
             _advance(transaction, gallery.id, row.epoch + 1, next_block=row.next_block + 1)
         if replaced:
-            forget(self._engine)
+            self._forget()
         return True
 
     def drop_block(self, gallery: Gallery, number: int) -> None:
@@ -341,10 +351,15 @@ class Record:
                 sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery.id, tables.blocks.c.number == number)
             )
             _advance(transaction, gallery.id, row.epoch + 1)
-        forget(self._engine)
+        self._forget()
 
 
 _SLOTS_A_STATEMENT = 500
+
+
+def import_name(subjects: Sequence[str]) -> str:
+    """What a request to import stands under: no subject's id holds a line break, so it is no enrolment's."""
+    return "\n".join(["", *subjects])
 
 
 def _count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
@@ -394,7 +409,7 @@ def _insert_block(
             imported=imported,
             erased=erased,
             ciphertext=ciphertext,
-            digest=block_digest(slots, ciphertext),
+            digest=block_digest(columns, slots, ciphertext),
             created=datetime.now(UTC),
         )
     )

@@ -26,6 +26,7 @@ _log = structlog.get_logger("sealface.sealer")
 _NICE = 10
 _PAGE = 100
 _RETRY_S = 30.0
+_FORGET_S = 1.0
 
 
 class _Stopped(Exception):
@@ -72,8 +73,7 @@ class Sealer:
         if empty is not None:
             self._record.drop_block(gallery, empty.number)
             return True
-        _, templates = self._galleries.counts(gallery.id)
-        shape = gallery.layout.best_shape(templates)
+        shape = gallery.layout.best_shape(self._galleries.count(gallery.id))
         tail = self._galleries.unsealed(gallery.id, shape.capacity)
         replaced = [] if len(tail) == shape.capacity else _to_replace(blocks, shape)
         if not replaced and len(tail) < shape.capacity:
@@ -108,6 +108,8 @@ class Sealer:
             try:
                 for gallery in self._all():
                     self._seal_all(gallery)
+                if not self._record.forget() and not self._stopping.wait(_FORGET_S):
+                    self._changed.set()
             except _Stopped:
                 return
             except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from sealface.protocol.scores import Result
@@ -21,8 +22,9 @@ class Feed:
         searches: how many.
     """
 
-    def __init__(self, results: Iterator[list[list[Result]]], searches: int) -> None:
+    def __init__(self, results: Generator[list[list[Result]]], searches: int) -> None:
         self._results = results
+        self._waiting = searches
         self._loop = asyncio.get_running_loop()
         self._queues: list[asyncio.Queue[list[Result] | BaseException | None]] = [
             asyncio.Queue() for _ in range(searches)
@@ -30,19 +32,26 @@ class Feed:
         threading.Thread(target=self._pump, name="feed", daemon=True).start()
 
     async def of(self, number: int) -> AsyncIterator[list[Result]]:
-        """The results of one search; may be taken once."""
-        while (item := await self._queues[number].get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        """The results of one search; may be taken once. A pass that nobody waits for any more ends early."""
+        try:
+            while (item := await self._queues[number].get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self._waiting -= 1
 
     def _pump(self) -> None:
         last: BaseException | None = None
         try:
             for of_searches in self._results:
                 self._tell(of_searches)
+                if not self._waiting:
+                    break
         except BaseException as error:
             last = error
+        finally:
+            self._results.close()
         self._tell([last] * len(self._queues))
 
     def _tell(self, items: list[list[Result]] | list[BaseException | None]) -> None:
@@ -50,7 +59,7 @@ class Feed:
             for queue, item in zip(self._queues, items, strict=True):
                 queue.put_nowait(item)
 
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed, and with it all who waited
             self._loop.call_soon_threadsafe(put)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -49,7 +50,7 @@ class Search:
     gallery: Gallery
     epoch: int
     links: NDArray[np.uint32]
-    results: Iterator[list[list[Result]]]
+    results: Generator[list[list[Result]]]
     timing: Timing = field(default_factory=Timing)
 
 
@@ -107,7 +108,7 @@ class Matcher:
         admitted = [evaluator.admit_probe(probe.ciphertext) for probe in probes]
         timing = Timing()
 
-        def results() -> Iterator[list[list[Result]]]:
+        def results() -> Generator[list[list[Result]]]:
             with self.reserve.waiting():
                 yield from self._scanner.scan(evaluator, found.parts, admitted, timing)
 
@@ -133,14 +134,21 @@ class Matcher:
         """The gallery as it is now; galleries that were not searched for longest make room for it."""
         name = (gallery.id, gallery.first_epoch)
         with self._lock:
-            shard = self._shards.get(name) or Shard(self._galleries, gallery, evaluator, self._memory)
-            self._shards[name] = shard
+            if name not in self._shards:
+                room = partial(self._make_room, name)
+                self._shards[name] = Shard(self._galleries, gallery, evaluator, self._memory, room)
             self._shards.move_to_end(name)
-        snapshot = shard.refresh()
+            shard = self._shards[name]
+        return shard.refresh()
+
+    def _make_room(self, name: tuple[str, int], needed: int) -> None:
         with self._lock:
-            while len(self._shards) > 1 and sum(held.nbytes for held in self._shards.values()) > self._memory:
-                self._shards.popitem(last=False)
-        return snapshot
+            for other in list(self._shards):
+                others = sum(shard.nbytes for key, shard in self._shards.items() if key != name)
+                if others + needed <= self._memory:
+                    return
+                if other != name:
+                    del self._shards[other]
 
 
 _NO_LINKS = np.empty((0, 2), np.uint32)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from sealface.cipher.scheme import Evaluator
 
-_MOST = 512  # 98 kB each
+_MOST = 1024  # of all galleries, 110 kB each
 
 
 class Reserve:
@@ -37,7 +37,7 @@ class Reserve:
     def want(self, evaluator: Evaluator, results: int) -> None:
         """Have as many ready as a search needs; the largest search counts."""
         with self._condition:
-            self._wanted[evaluator] = min(_MOST, max(results, self._wanted.get(evaluator, 0)))
+            self._wanted[evaluator] = max(results, self._wanted.get(evaluator, 0))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -52,6 +52,9 @@ class Reserve:
                 self._condition.notify_all()
 
     def _next(self) -> Evaluator | None:
+        """An evaluator that has fewer zeros than a search of its gallery takes, while all together are few enough."""
+        if sum(len(evaluator.zeros) for evaluator in self._wanted) >= _MOST:
+            return None
         return next((e for e, count in self._wanted.items() if len(e.zeros) < count), None)
 
     def _fill(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,13 +80,14 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         async for batch in together(request_iterator, MOST_TOGETHER):
             timings: list[Callable[[], str]] = []
             requests = [item.request for item in batch]
-            answers = await self._shared(requests, timings, context)
+            answers: dict[int, Answer] = {}
             try:
-                for request, answer in zip(requests, answers, strict=True):
+                await self._shared(dict(enumerate(requests)), answers, timings, context)
+                for request, answer in zip(requests, (answers[i] for i in range(len(requests))), strict=True):
                     async for response in _items(request.request_id, answer):
                         yield response
             finally:  # a call that is given up wants no more decisions
-                for answer in answers:
+                for answer in answers.values():
                     if isinstance(answer, Eager):
                         answer.close()
             for timing in timings:
@@ -95,12 +96,15 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         context.set_trailing_metadata(((SERVER_TIMING, format_timing(spent)),))
 
     async def _shared(
-        self, requests: Sequence[messages.IdentifyRequest], timings: list[Callable[[], str]], context: Context
-    ) -> list[Answer]:
-        """An answer for each request, under way already; one that fails does not stop the others."""
-        answers: dict[int, Answer] = {}
+        self,
+        requests: Mapping[int, messages.IdentifyRequest],
+        answers: dict[int, Answer],
+        timings: list[Callable[[], str]],
+        context: Context,
+    ) -> None:
+        """Add an answer for each request, under way already; one that fails does not stop the others."""
         by_gallery: dict[str, list[int]] = defaultdict(list)
-        for number, request in enumerate(requests):
+        for number, request in requests.items():
             try:
                 by_gallery[_check_request(request)].append(number)
             except SealfaceError as error:
@@ -114,15 +118,13 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
                     answers[numbers[0]] = error
                     continue
                 for number in numbers:  # one of them is to blame: each by itself
-                    (answers[number],) = await self._shared([requests[number]], timings, context)
+                    await self._shared({number: requests[number]}, answers, timings, context)
                 continue
             timing: list[str] = []
             feed = Feed(search.results, len(numbers))
             for place, number in enumerate(numbers):
-                answer = self._answer(requests[number], search, feed.of(place), timing, context)
-                answers[number] = Eager(answer)
+                answers[number] = Eager(self._answer(requests[number], search, feed.of(place), timing, context))
             timings.append(partial(_timing, search, timing))
-        return [answers[number] for number in range(len(requests))]
 
     async def _answer(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,14 +81,23 @@ class Shard:
         gallery: which.
         evaluator: the gallery's.
         limit: most bytes its blocks may take.
+        make_room: called with the bytes its blocks will take, before more are loaded.
     """
 
-    def __init__(self, galleries: Galleries, gallery: Gallery, evaluator: Evaluator, limit: int = 1 << 62) -> None:
+    def __init__(
+        self,
+        galleries: Galleries,
+        gallery: Gallery,
+        evaluator: Evaluator,
+        limit: int = 1 << 62,
+        make_room: Callable[[int], None] = lambda needed: None,
+    ) -> None:
         self._galleries = galleries
         self._id = gallery.id
         self._layout = gallery.layout
         self._evaluator = evaluator
         self._limit = limit
+        self._make_room = make_room
         self._lock = threading.Lock()
         self._begin(gallery.first_epoch)
 
@@ -177,6 +186,8 @@ class Shard:
                 needed_bytes=needed,
                 limit_bytes=self._limit,
             )
+        if needed > self.nbytes:
+            self._make_room(needed)
         self.nbytes = needed
 
 

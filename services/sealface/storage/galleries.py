@@ -7,6 +7,7 @@ slot table or cached group can be taken for the new one's.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -244,6 +245,12 @@ class Galleries:
             subjects, held = transaction.execute(query.where(templates.c.gallery == gallery_id)).one()
         return subjects, held
 
+    def count(self, gallery_id: str) -> int:
+        """How many templates a gallery holds."""
+        query = sa.select(sa.func.count()).select_from(templates).where(templates.c.gallery == gallery_id)
+        with self._engine.begin() as transaction:
+            return transaction.execute(query).scalar_one()
+
     def public_key(self, gallery_id: str) -> bytes:
         """The public key of a gallery.
 
@@ -317,14 +324,14 @@ class Galleries:
         Raises:
             TemplateDamaged: the ciphertext does not match its digest.
         """
-        query = sa.select(blocks.c.slots, blocks.c.ciphertext, blocks.c.digest).where(
+        query = sa.select(blocks.c["columns"], blocks.c.slots, blocks.c.ciphertext, blocks.c.digest).where(
             blocks.c.gallery == gallery_id, blocks.c.number == number
         )
         with self._engine.begin() as transaction:
             row = transaction.execute(query).one_or_none()
         if row is None:
             return None
-        data = _checked(row.ciphertext, block_digest(row.slots, row.ciphertext), row.digest)
+        data = _checked(row.ciphertext, block_digest(row.columns, row.slots, row.ciphertext), row.digest)
         return np.frombuffer(row.slots, "<u4").astype(np.uint32), data
 
     def blocks(self, gallery_id: str) -> list[BlockInfo]:
@@ -427,9 +434,10 @@ def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def block_digest(slots: bytes, ciphertext: bytes) -> bytes:
-    """The digest of a sealed block: who lies where is as much part of it as the ciphertext."""
-    digest = hashlib.sha256(slots)
+def block_digest(columns: int, slots: bytes, ciphertext: bytes) -> bytes:
+    """The digest of a sealed block: its shape and who lies where are as much part of it as the ciphertext."""
+    digest = hashlib.sha256(struct.pack("<II", columns, len(slots)))
+    digest.update(slots)
     digest.update(ciphertext)
     return digest.digest()
 
