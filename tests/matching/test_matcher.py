@@ -279,3 +279,14 @@ def test_a_deleted_gallery_is_not_kept(zone, matcher):
     zone.create("door")
     zone.enroll("door", 2)
     assert search(zone, matcher, "door") == {2: distance(1, 2)}
+
+
+def test_a_deleted_gallery_leaves_memory_when_another_needs_some(zone, matcher):
+    zone.enroll("door", 1)
+    list(matcher.identify("door", [zone.probe("door", 1)]).results)
+    zone.create("gate")
+    zone.enroll("gate", 2)
+    zone.record.delete_gallery("door")
+    assert [name for name, _ in matcher._shards] == ["door"]
+    list(matcher.identify("gate", [zone.probe("gate", 2)]).results)
+    assert [name for name, _ in matcher._shards] == ["gate"]

@@ -141,8 +141,20 @@ class Matcher:
             shard = self._shards[name]
         return shard.refresh()
 
+    def _exists(self, gallery_id: str, first_epoch: int) -> bool:
+        try:
+            return self._galleries.epochs(gallery_id)[0] == first_epoch
+        except GalleryNotFound:
+            return False
+
     def _make_room(self, name: tuple[str, int], needed: int) -> None:
+        """Drop galleries that are deleted, then those that were not searched for longest, until the rest fits."""
         with self._lock:
+            held = list(self._shards)
+        gone = [other for other in held if not self._exists(*other)]
+        with self._lock:
+            for other in gone:
+                self._shards.pop(other, None)
             for other in list(self._shards):
                 others = sum(shard.nbytes for key, shard in self._shards.items() if key != name)
                 if others + needed <= self._memory:
