@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sealface.cipher.parameters import N8192
-from sealface.enrollment.record import MOST_TEMPLATES
+from sealface.enrollment.rows import MOST_TEMPLATES
 from sealface.runtime.server import MESSAGE_LIMIT
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 from tests.conftest import POLICY, both_schemes, near, person, refused

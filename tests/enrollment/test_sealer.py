@@ -467,7 +467,7 @@ def test_a_transaction_that_dies_stores_no_half_of_a_block(kept, monkeypatch):
     def die(*_arguments, **_named):
         raise Died
 
-    for name in ("_insert_block", "_advance"):
+    for name in ("insert_block", "advance"):
         with monkeypatch.context() as patched:
             patched.setattr(record_module, name, die)
             with pytest.raises(Died):

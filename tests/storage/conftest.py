@@ -11,7 +11,8 @@ from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import NewGallery, Record
 from sealface.storage.database import open_sqlite
-from sealface.storage.galleries import Galleries, metadata
+from sealface.storage.galleries import Galleries
+from sealface.storage.record import metadata
 
 
 def new_gallery(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sealface.enrollment.record import RequestIdReused, TooManyTemplates
+from sealface.enrollment.rows import RequestIdReused, TooManyTemplates
 from sealface.storage.galleries import BlockInfo, GalleryNotFound, TemplateDamaged
 from tests.conftest import dump, execute
 from tests.storage.conftest import new_gallery

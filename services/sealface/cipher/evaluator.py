@@ -247,8 +247,9 @@ class Evaluator:
         deepest = wanted[-1].columns if wanted else 1
         for number, probe in enumerate(probes):
             q = probe.residues[0]
-            if self._layout.group in words:
-                product.arrange(q[None], words[self._layout.group][number])
+            for shape in wanted:
+                if not shape.sealed:
+                    product.arrange(q[None], words[shape][number])
             if deepest == 1:
                 continue
             # exponents -m become d1 - 1 - m, so that the leaf of residue d1 - 1 - i is Q_i

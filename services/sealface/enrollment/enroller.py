@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from sealface.cipher.evaluator import block_size
 from sealface.cipher.layout import UnknownShape
 from sealface.cipher.scheme import Scheme
-from sealface.enrollment.record import Enrolled, Record, import_name
+from sealface.enrollment.record import Record
+from sealface.enrollment.rows import Enrolled, import_name
 from sealface.errors import InvalidInput
 from sealface.protocol import names
 from sealface.storage.evaluators import Evaluators, check_encryption

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
-from sealface.errors import AlreadyExists, InvalidInput, LimitExceeded, NotFound
-from sealface.storage import galleries as tables
+from sealface.enrollment.rows import (
+    MOST_TEMPLATES,
+    SLOTS_A_STATEMENT,
+    Enrolled,
+    TooManyTemplates,
+    advance,
+    count_erased,
+    first_slots,
+    import_name,
+    insert_block,
+    insert_request,
+    known_request,
+    locked_gallery,
+    not_found,
+)
+from sealface.errors import AlreadyExists, NotFound
+from sealface.storage import record as tables
 from sealface.storage.database import forget, reading
-from sealface.storage.galleries import Gallery, GalleryNotFound, block_digest, sha256
+from sealface.storage.galleries import Gallery, sha256
 
-MOST_TEMPLATES = 16
-"""Templates a subject may have: a verification claims all of them."""
 _LAST_SLOT = 2**32 - 1
 
 
@@ -36,14 +47,6 @@ class SubjectNotFound(NotFound):
     """The gallery has no such subject."""
 
 
-class RequestIdReused(InvalidInput):
-    """A request id was used before for another subject."""
-
-
-class TooManyTemplates(LimitExceeded):
-    """The subject, or the gallery, holds as many templates as it may."""
-
-
 @dataclass(frozen=True)
 class NewGallery:
     """What a gallery is made of; see `storage.galleries.Gallery`."""
@@ -57,15 +60,6 @@ class NewGallery:
     privacy_level: int
     fusion: int
     recognition: bytes
-
-
-@dataclass(frozen=True)
-class Enrolled:
-    """A stored template."""
-
-    slot: int
-    epoch: int
-    created: datetime
 
 
 class Record:
@@ -135,7 +129,7 @@ class Record:
             GalleryNotFound: there is none of that id.
         """
         with self._engine.begin() as transaction:
-            row = _locked(transaction, gallery_id)
+            row = locked_gallery(transaction, gallery_id)
             erased = transaction.execute(
                 sa.delete(tables.templates).where(tables.templates.c.gallery == gallery_id)
             ).rowcount
@@ -156,7 +150,7 @@ class Record:
             RequestIdReused: it was another subject's.
         """
         with reading(self._engine).begin() as transaction:
-            return _known(transaction, gallery_id, request_id, subject)
+            return known_request(transaction, gallery_id, request_id, subject)
 
     def enroll(self, gallery_id: str, key_version: str, subject: str, ciphertext: bytes, request_id: str) -> Enrolled:
         """Store an admitted template; a request id seen before gets its first answer and stores nothing.
@@ -173,12 +167,12 @@ class Record:
         """
         table = tables.templates
         with self._engine.begin() as transaction:
-            known = _known(transaction, gallery_id, request_id, subject)
+            known = known_request(transaction, gallery_id, request_id, subject)
             if known is not None:
                 return known
-            row = _locked(transaction, gallery_id)
+            row = locked_gallery(transaction, gallery_id)
             if row.key_version != key_version:
-                raise _not_found()
+                raise not_found()
             of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
             held, lead = transaction.execute(
                 sa.select(sa.func.count(), sa.func.min(table.c.lead)).where(*of_subject)
@@ -202,8 +196,8 @@ class Record:
                     created=enrolled.created,
                 )
             )
-            _insert_request(transaction, gallery_id, request_id, subject, enrolled)
-            _advance(transaction, gallery_id, enrolled.epoch, next_slot=enrolled.slot + 1)
+            insert_request(transaction, gallery_id, request_id, subject, enrolled)
+            advance(transaction, gallery_id, enrolled.epoch, next_slot=enrolled.slot + 1)
         return enrolled
 
     def erase_subject(self, gallery_id: str, subject: str) -> tuple[int, int]:
@@ -215,18 +209,18 @@ class Record:
         table = tables.templates
         of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
         with self._engine.begin() as transaction:
-            epoch = _locked(transaction, gallery_id).epoch + 1
+            epoch = locked_gallery(transaction, gallery_id).epoch + 1
             held = transaction.execute(sa.select(table.c.slot, table.c.block).where(*of_subject)).all()
             if not held:
                 raise SubjectNotFound("the gallery has no such subject: list its subjects")
             slots = [row.slot for row in held]
             transaction.execute(sa.delete(table).where(*of_subject))
-            _count_erased(transaction, gallery_id, Counter(row.block for row in held if row.block is not None))
+            count_erased(transaction, gallery_id, Counter(row.block for row in held if row.block is not None))
             transaction.execute(
                 sa.insert(tables.tombstones),
                 [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots],
             )
-            _advance(transaction, gallery_id, epoch)
+            advance(transaction, gallery_id, epoch)
         self._forget()
         return len(slots), epoch
 
@@ -259,17 +253,17 @@ class Record:
         """
         named = import_name(subjects)
         with self._engine.begin() as transaction:
-            known = _known(transaction, gallery_id, request_id, named)
+            known = known_request(transaction, gallery_id, request_id, named)
             if known is not None:
                 return known
-            row = _locked(transaction, gallery_id)
+            row = locked_gallery(transaction, gallery_id)
             if row.key_version != key_version:
-                raise _not_found()
+                raise not_found()
             first, last = row.next_slot, row.next_slot + len(subjects) - 1
             if last > _LAST_SLOT:
                 raise TooManyTemplates("the gallery has no slots left for these: make a new gallery", limit=_LAST_SLOT)
             imported = Enrolled(first, row.epoch + 1, datetime.now(UTC))
-            leads = _leads(transaction, gallery_id, subjects, first)
+            leads = first_slots(transaction, gallery_id, subjects, first)
             common = {
                 "gallery": gallery_id,
                 "block": row.next_block,
@@ -285,9 +279,9 @@ class Record:
             )
             slots = np.zeros(capacity, "<u4")
             slots[: len(subjects)] = np.arange(first, last + 1)
-            _insert_block(transaction, gallery_id, row.next_block, columns, slots.tobytes(), ciphertext, imported=True)
-            _insert_request(transaction, gallery_id, request_id, named, imported)
-            _advance(transaction, gallery_id, imported.epoch, next_slot=last + 1, next_block=row.next_block + 1)
+            insert_block(transaction, gallery_id, row.next_block, columns, slots.tobytes(), ciphertext, imported=True)
+            insert_request(transaction, gallery_id, request_id, named, imported)
+            advance(transaction, gallery_id, imported.epoch, next_slot=last + 1, next_block=row.next_block + 1)
         return imported
 
     def seal(
@@ -315,7 +309,7 @@ class Record:
         table = tables.templates
         held = slots[slots > 0].tolist()
         with self._engine.begin() as transaction:
-            row = _locked(transaction, gallery.id)
+            row = locked_gallery(transaction, gallery.id)
             if row.first_epoch != gallery.first_epoch:
                 return False
             of_blocks = (tables.blocks.c.gallery == gallery.id, tables.blocks.c.number.in_(list(replaced)))
@@ -323,12 +317,12 @@ class Record:
                 transaction.rollback()
                 return False
             live = 0
-            for start in range(0, len(held), _SLOTS_A_STATEMENT):
-                part = held[start : start + _SLOTS_A_STATEMENT]
+            for start in range(0, len(held), SLOTS_A_STATEMENT):
+                part = held[start : start + SLOTS_A_STATEMENT]
                 where = (table.c.gallery == gallery.id, table.c.slot.in_(part))
                 live += transaction.execute(sa.update(table).where(*where).values(block=row.next_block)).rowcount
             if live:
-                _insert_block(
+                insert_block(
                     transaction,
                     gallery.id,
                     row.next_block,
@@ -338,7 +332,7 @@ class Record:
                     imported=False,
                     erased=len(held) - live,
                 )
-            _advance(transaction, gallery.id, row.epoch + 1, next_block=row.next_block + 1)
+            advance(transaction, gallery.id, row.epoch + 1, next_block=row.next_block + 1)
         if replaced:
             self._forget()
         return True
@@ -346,119 +340,9 @@ class Record:
     def drop_block(self, gallery: Gallery, number: int) -> None:
         """Drop a block whose templates are all erased."""
         with self._engine.begin() as transaction:
-            row = _locked(transaction, gallery.id)
+            row = locked_gallery(transaction, gallery.id)
             transaction.execute(
                 sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery.id, tables.blocks.c.number == number)
             )
-            _advance(transaction, gallery.id, row.epoch + 1)
+            advance(transaction, gallery.id, row.epoch + 1)
         self._forget()
-
-
-_SLOTS_A_STATEMENT = 500
-
-
-def import_name(subjects: Sequence[str]) -> str:
-    """What a request to import stands under: no subject's id holds a line break, so it is no enrolment's."""
-    return "\n".join(["", *subjects])
-
-
-def _count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
-    table = tables.blocks
-    for number, count in erased.items():
-        where = (table.c.gallery == gallery_id, table.c.number == number)
-        transaction.execute(sa.update(table).where(*where).values(erased=table.c.erased + count))
-
-
-def _leads(transaction: sa.Connection, gallery_id: str, subjects: Sequence[str], first: int) -> list[int]:
-    """The first slot of each subject, when they get slots from `first` on."""
-    table = tables.templates
-    held: dict[str, tuple[int, int]] = {}
-    distinct = list(dict.fromkeys(subjects))
-    for start in range(0, len(distinct), _SLOTS_A_STATEMENT):
-        part = distinct[start : start + _SLOTS_A_STATEMENT]
-        query = sa.select(table.c.subject, sa.func.count(), sa.func.min(table.c.lead)).group_by(table.c.subject)
-        where = (table.c.gallery == gallery_id, table.c.subject.in_(part))
-        held |= {row[0]: (row[1], row[2]) for row in transaction.execute(query.where(*where))}
-    leads = []
-    for i, subject in enumerate(subjects):
-        count, lead = held.get(subject, (0, first + i))
-        if count >= MOST_TEMPLATES:
-            raise TooManyTemplates(f"a subject has {count} templates already: import fewer of it", limit=MOST_TEMPLATES)
-        held[subject] = (count + 1, lead)
-        leads.append(lead)
-    return leads
-
-
-def _insert_block(
-    transaction: sa.Connection,
-    gallery_id: str,
-    number: int,
-    columns: int,
-    slots: bytes,
-    ciphertext: bytes,
-    *,
-    imported: bool,
-    erased: int = 0,
-) -> None:
-    transaction.execute(
-        sa.insert(tables.blocks).values(
-            gallery=gallery_id,
-            number=number,
-            columns=columns,
-            slots=slots,
-            imported=imported,
-            erased=erased,
-            ciphertext=ciphertext,
-            digest=block_digest(columns, slots, ciphertext),
-            created=datetime.now(UTC),
-        )
-    )
-
-
-def _insert_request(
-    transaction: sa.Connection, gallery_id: str, request_id: str, subject: str, enrolled: Enrolled
-) -> None:
-    transaction.execute(
-        sa.insert(tables.requests).values(
-            gallery=gallery_id,
-            request_id=request_id,
-            subject_digest=_subject_digest(gallery_id, subject),
-            slot=enrolled.slot,
-            epoch=enrolled.epoch,
-            created=enrolled.created,
-        )
-    )
-
-
-def _advance(transaction: sa.Connection, gallery_id: str, epoch: int, **counters: int) -> None:
-    table = tables.galleries
-    transaction.execute(sa.update(table).where(table.c.id == gallery_id).values(epoch=epoch, **counters))
-
-
-def _locked(transaction: sa.Connection, gallery_id: str) -> Any:
-    table = tables.galleries
-    columns = (table.c.key_version, table.c.first_epoch, table.c.epoch, table.c.next_slot, table.c.next_block)
-    row = transaction.execute(sa.select(*columns).where(table.c.id == gallery_id).with_for_update()).one_or_none()
-    if row is None:
-        raise _not_found()
-    return row
-
-
-def _not_found() -> GalleryNotFound:
-    return GalleryNotFound("no such gallery: create it, or list the galleries there are")
-
-
-def _subject_digest(gallery_id: str, subject: str) -> bytes:
-    return hashlib.sha256(f"{gallery_id}/{subject}".encode()).digest()
-
-
-def _known(transaction: sa.Connection, gallery_id: str, request_id: str, subject: str) -> Enrolled | None:
-    table = tables.requests
-    row = transaction.execute(
-        sa.select(table).where(table.c.gallery == gallery_id, table.c.request_id == request_id)
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.subject_digest != _subject_digest(gallery_id, subject):
-        raise RequestIdReused("this request id was used for another subject: draw a new one")
-    return Enrolled(row.slot, row.epoch, row.created.replace(tzinfo=UTC))

@@ -14,7 +14,8 @@ from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
-from sealface.storage.galleries import Galleries, metadata
+from sealface.storage.galleries import Galleries
+from sealface.storage.record import metadata
 from sealface_protos.enrollment.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
 
 SERVICE = enrollment_service_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name

@@ -12,7 +12,8 @@ from sealface.matching.servicer import MatchingServicer
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
-from sealface.storage.galleries import Galleries, metadata
+from sealface.storage.galleries import Galleries
+from sealface.storage.record import metadata
 from sealface_protos.matching.v1 import matching_service_pb2, matching_service_pb2_grpc
 
 SERVICE = matching_service_pb2.DESCRIPTOR.services_by_name["MatchingService"].full_name

@@ -1,0 +1,162 @@
+"""The statements that the record's transactions are made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from sealface.errors import InvalidInput, LimitExceeded
+from sealface.storage import record as tables
+from sealface.storage.galleries import GalleryNotFound, block_digest
+
+MOST_TEMPLATES = 16
+"""Templates a subject may have: a verification claims all of them."""
+SLOTS_A_STATEMENT = 500
+
+
+class RequestIdReused(InvalidInput):
+    """A request id was used before for another subject."""
+
+
+class TooManyTemplates(LimitExceeded):
+    """The subject, or the gallery, holds as many templates as it may."""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A stored template."""
+
+    slot: int
+    epoch: int
+    created: datetime
+
+
+def import_name(subjects: Sequence[str]) -> str:
+    """What a request to import stands under: no subject's id holds a line break, so it is no enrolment's."""
+    return "\n".join(["", *subjects])
+
+
+def count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
+    """Add to the number of erased templates of some blocks."""
+    table = tables.blocks
+    for number, count in erased.items():
+        where = (table.c.gallery == gallery_id, table.c.number == number)
+        transaction.execute(sa.update(table).where(*where).values(erased=table.c.erased + count))
+
+
+def first_slots(transaction: sa.Connection, gallery_id: str, subjects: Sequence[str], first: int) -> list[int]:
+    """The first slot of each subject, when they get slots from `first` on.
+
+    Raises:
+        TooManyTemplates: one has as many as it may.
+    """
+    table = tables.templates
+    held: dict[str, tuple[int, int]] = {}
+    distinct = list(dict.fromkeys(subjects))
+    for start in range(0, len(distinct), SLOTS_A_STATEMENT):
+        part = distinct[start : start + SLOTS_A_STATEMENT]
+        query = sa.select(table.c.subject, sa.func.count(), sa.func.min(table.c.lead)).group_by(table.c.subject)
+        where = (table.c.gallery == gallery_id, table.c.subject.in_(part))
+        held |= {row[0]: (row[1], row[2]) for row in transaction.execute(query.where(*where))}
+    leads = []
+    for i, subject in enumerate(subjects):
+        count, lead = held.get(subject, (0, first + i))
+        if count >= MOST_TEMPLATES:
+            raise TooManyTemplates(f"a subject has {count} templates already: import fewer of it", limit=MOST_TEMPLATES)
+        held[subject] = (count + 1, lead)
+        leads.append(lead)
+    return leads
+
+
+def insert_block(
+    transaction: sa.Connection,
+    gallery_id: str,
+    number: int,
+    columns: int,
+    slots: bytes,
+    ciphertext: bytes,
+    *,
+    imported: bool,
+    erased: int = 0,
+) -> None:
+    """Store a block; see the columns of the table."""
+    transaction.execute(
+        sa.insert(tables.blocks).values(
+            gallery=gallery_id,
+            number=number,
+            columns=columns,
+            slots=slots,
+            imported=imported,
+            erased=erased,
+            ciphertext=ciphertext,
+            digest=block_digest(columns, slots, ciphertext),
+            created=datetime.now(UTC),
+        )
+    )
+
+
+def insert_request(
+    transaction: sa.Connection, gallery_id: str, request_id: str, subject: str, enrolled: Enrolled
+) -> None:
+    """Remember what a request was answered."""
+    transaction.execute(
+        sa.insert(tables.requests).values(
+            gallery=gallery_id,
+            request_id=request_id,
+            subject_digest=_subject_digest(gallery_id, subject),
+            slot=enrolled.slot,
+            epoch=enrolled.epoch,
+            created=enrolled.created,
+        )
+    )
+
+
+def advance(transaction: sa.Connection, gallery_id: str, epoch: int, **counters: int) -> None:
+    """Set a gallery's epoch, and counters of it."""
+    table = tables.galleries
+    transaction.execute(sa.update(table).where(table.c.id == gallery_id).values(epoch=epoch, **counters))
+
+
+def locked_gallery(transaction: sa.Connection, gallery_id: str) -> Any:
+    """Key version, epochs and counters of a gallery, locked until the transaction ends.
+
+    Raises:
+        GalleryNotFound: there is none of that id.
+    """
+    table = tables.galleries
+    columns = (table.c.key_version, table.c.first_epoch, table.c.epoch, table.c.next_slot, table.c.next_block)
+    row = transaction.execute(sa.select(*columns).where(table.c.id == gallery_id).with_for_update()).one_or_none()
+    if row is None:
+        raise not_found()
+    return row
+
+
+def not_found() -> GalleryNotFound:
+    """The error for a gallery."""
+    return GalleryNotFound("no such gallery: create it, or list the galleries there are")
+
+
+def _subject_digest(gallery_id: str, subject: str) -> bytes:
+    return hashlib.sha256(f"{gallery_id}/{subject}".encode()).digest()
+
+
+def known_request(transaction: sa.Connection, gallery_id: str, request_id: str, subject: str) -> Enrolled | None:
+    """What a request with that id was answered, if it was.
+
+    Raises:
+        RequestIdReused: it was another subject's.
+    """
+    table = tables.requests
+    row = transaction.execute(
+        sa.select(table).where(table.c.gallery == gallery_id, table.c.request_id == request_id)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.subject_digest != _subject_digest(gallery_id, subject):
+        raise RequestIdReused("this request id was used for another subject: draw a new one")
+    return Enrolled(row.slot, row.epoch, row.created.replace(tzinfo=UTC))

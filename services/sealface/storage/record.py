@@ -1,0 +1,101 @@
+"""The compute zone's tables: the record. Only `enrollment.record` writes them; `galleries` reads them.
+
+Slots and epochs of a gallery's name only ever rise, also when the gallery is erased and made anew, so that no old
+slot table or cached group can be taken for the new one's.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+galleries = sa.Table(
+    "galleries",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("key_version", sa.String(128), nullable=False, unique=True),  # a key serves one gallery
+    sa.Column("custody", sa.String(16), nullable=False),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("public_key_digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("parameter_set", sa.String(64), nullable=False),
+    sa.Column("dimension", sa.Integer, nullable=False),
+    sa.Column("metric", sa.String(16), nullable=False),
+    sa.Column("largest_norm", sa.Float, nullable=False),
+    sa.Column("privacy_level", sa.Integer, nullable=False),
+    sa.Column("fusion", sa.Integer, nullable=False),
+    sa.Column("recognition", sa.LargeBinary, nullable=False),
+    sa.Column("first_epoch", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("next_slot", sa.Integer, nullable=False),
+    sa.Column("next_block", sa.Integer, nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+templates = sa.Table(
+    "templates",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),
+    sa.Column("subject", sa.String(64), nullable=False),
+    sa.Column("lead", sa.Integer, nullable=False),  # the subject's first slot
+    sa.Column("block", sa.Integer, nullable=True),  # the sealed block it lies in; none in the open tail
+    sa.Column("ciphertext", sa.LargeBinary, nullable=True),  # its own; none where a whole block was imported
+    sa.Column("digest", sa.LargeBinary(32), nullable=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("templates_by_subject", "gallery", "subject"),
+    sa.Index("templates_by_epoch", "gallery", "epoch"),
+    sa.Index("templates_by_block", "gallery", "block"),
+)
+
+blocks = sa.Table(
+    "blocks",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # never used again in this gallery
+    sa.Column("columns", sa.Integer, nullable=False),
+    sa.Column("slots", sa.LargeBinary, nullable=False),  # by position, 32 bits each, 0 for none
+    sa.Column("imported", sa.Boolean, nullable=False),  # its templates have no ciphertexts of their own
+    sa.Column("erased", sa.Integer, nullable=False),  # templates in it that are erased
+    sa.Column("ciphertext", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+evaluation_keys = sa.Table(
+    "gallery_evaluation_keys",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("galois_element", sa.Integer, primary_key=True),
+    sa.Column("material", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+)
+
+tombstones = sa.Table(
+    "tombstones",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("slot", sa.Integer, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Index("tombstones_by_epoch", "gallery", "epoch"),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("subject_digest", sa.LargeBinary(32), nullable=False),  # no subject id outlives its erasure
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+retired = sa.Table(
+    "retired_galleries",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("next_slot", sa.Integer, nullable=False),
+)
