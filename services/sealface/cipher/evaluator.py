@@ -11,9 +11,8 @@ does three things to the raw product (threat model, rules 1 to 3):
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -152,7 +151,9 @@ class Evaluator:
         self._evaluation = evaluation or {}
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "expand") if threads > 1 else None
-        self._scratch = threading.local()  # trees are made in the same memory again: new pages cost a tenth of one
+        self._scratch: dict[int, list[list[Words]]] = defaultdict(
+            list
+        )  # by leaves; a new page costs as much as its use
         self.zeros = Zeros(self._key, self._primes)
 
     def admit(self, template: bytes) -> bytes:
@@ -213,9 +214,10 @@ class Evaluator:
                 continue
             pause()
             total = self._sum(members)
-            leaves = self._split(total[0], count)
             shift = monomial(number, n, self._primes)
-            switching.add_shifted(leaves, shift, columns, self._primes)
+            for nodes in self._levels(total[0], count):
+                if len(nodes) == count:
+                    switching.add_shifted(nodes, shift, columns, self._primes)
             if self._layout.parts == 2:
                 for part, sums in zip(total[1], norms, strict=True):
                     sums[:] = kernels.multiply_add(part, shift, sums, self._primes)
@@ -329,36 +331,38 @@ class Evaluator:
         return np.stack([kernels.multiply_add(polynomial, shift, none, self._primes) for polynomial in ciphertext])
 
     def _split(self, ciphertext: Residues, count: int) -> Words:
-        """The part of each residue r of exponents modulo `count`, divided by x^r: (count, 2, limbs, N).
-
-        It lies in memory that this thread's next call writes over.
-        """
-        return deque(self._levels(ciphertext, count), maxlen=1)[0]
+        """The part of each residue r of exponents modulo `count`, divided by x^r: (count, 2, limbs, N)."""
+        return next(nodes.copy() for nodes in self._levels(ciphertext, count) if len(nodes) == count)
 
     def _levels(self, ciphertext: Residues, count: int) -> Iterator[Words]:
         """The nodes of each level of the tree, 1 to `count`; the last are exact, others times their share of it.
 
-        A level lies in memory that is written over when the next but one, or another tree of this thread, is made.
+        A level lies in memory that is written over when the next but one, or another tree, is made.
         """
         parameters, n = self._layout.parameters, self._layout.parameters.degree
-        scratch: dict[int, list[Words]] = self._scratch.__dict__.setdefault("levels", {})
-        if count not in scratch:
-            scratch[count] = [np.empty((count >> i, *ciphertext.shape), np.uint32) for i in range(2)]
         inverse = np.array([pow(count, -1, p) for p in self._primes], np.uint64)[:, None]
         nodes: Words = (ciphertext * inverse % self._moduli).astype(np.uint32)[None]
         depth = count.bit_length() - 1
-        for level in range(depth):
+        free = self._scratch[count]
+        try:
+            held = free.pop()
+        except IndexError:  # another thread has it
+            held = [np.empty((count >> i, *ciphertext.shape), np.uint32) for i in range(2)]
+        try:
+            for level in range(depth):
+                yield nodes
+                if switching.element_of_level(level, n) not in self._evaluation:
+                    raise EvaluationKeyMissing("the key has no Galois keys: make a gallery with a new key")
+                out = held[(depth - level - 1) % 2][: 2 * len(nodes)]
+
+                def work(part: range, nodes: Words = nodes, level: int = level, out: Words = out) -> None:
+                    switching.split_level(nodes, level, self._evaluation, parameters, out, part)
+
+                self._in_parts(work, len(nodes))
+                nodes = out
             yield nodes
-            if switching.element_of_level(level, n) not in self._evaluation:
-                raise EvaluationKeyMissing("the key has no Galois keys: make a gallery with a new key")
-            out = scratch[count][(depth - level - 1) % 2][: 2 * len(nodes)]
-
-            def work(part: range, nodes: Words = nodes, level: int = level, out: Words = out) -> None:
-                switching.split_level(nodes, level, self._evaluation, parameters, out, part)
-
-            self._in_parts(work, len(nodes))
-            nodes = out
-        yield nodes
+        finally:
+            free.append(held)
 
     def _in_parts(self, work: Callable[[range], None], count: int) -> None:
         if self._pool is None or count < self._threads:
