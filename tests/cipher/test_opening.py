@@ -206,23 +206,33 @@ def test_one_tampered_result_among_many_is_seen(columns: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 8])
-def test_a_key_a_little_noisier_than_the_model_is_genuine_in_large_galleries(
+def test_noise_that_all_positions_share_is_genuine_up_to_ten_times_the_model(
     columns: int, rng: np.random.Generator
 ) -> None:
-    """One key in 100 has 7 % more variance than the average key: it must not refuse every large search."""
-    made = sides(dimension=128)
+    """Templates with a common mean turn the probe's noise into one value for all positions of all results."""
+    made = sides()
     shape = made.layout.shape(columns)
-    assert made.opener.genuine(shape, 1.1 * shape.noise * rng.standard_normal((20_000, shape.checks)))
-    assert not made.opener.genuine(shape, 1.5 * shape.noise * rng.standard_normal((20_000, shape.checks)))
+    checks = 0.1 * shape.noise * rng.standard_normal((500, shape.checks))
+    assert made.opener.genuine(shape, checks + 8 * shape.noise)
+    assert not made.opener.genuine(shape, checks + 11 * shape.noise)
+    checks[77] += 11 * shape.noise  # one among many
+    assert not made.opener.genuine(shape, checks)
 
 
-@pytest.mark.parametrize("columns", [1, 8])
-def test_a_small_shift_of_every_result_is_seen(columns: int) -> None:
-    made = sides(dimension=128)
-    shape = made.layout.shape(columns)
-    opened = made.opener.open(shape, results(made, 500, 1, columns)[0])
-    checks = np.tile(opened.checks, (20, 1))
-    assert not made.opener.genuine(shape, checks + 1.5 * shape.noise)
+@pytest.mark.parametrize("seed", range(3))
+def test_real_faces_resemble_each_other_and_their_results_are_genuine(seed: int) -> None:
+    """A mean of 0.9 of a vector's length, as Dlib's have: the noise of a probe is then that of few values."""
+    made = sides()
+    shape = made.layout.shape(8)
+    rng = np.random.default_rng(seed)
+    vectors = units(rng, 1, 128) + 0.48 * units(rng, shape.capacity, 128)
+    block = made.evaluator.load(shape, made.evaluator.admit_block(shape, made.encryptor.block(shape, vectors)))
+    asked = np.ones(shape.capacity, bool)
+    for _ in range(20):
+        probe = made.evaluator.admit_probe(made.encryptor.probe(vectors[0]))
+        leaves = made.evaluator.expand([probe], [shape, made.layout.sealed_shapes[-1]])[shape]
+        opened = made.opener.open(shape, made.evaluator.score([block], leaves, [asked])[0])
+        assert made.opener.genuine(shape, opened.checks)
 
 
 @pytest.mark.parametrize("columns", [1, 8])

@@ -69,13 +69,13 @@ class Opener:
         return Opened(values[:, : shape.capacity], values[:, shape.capacity :])
 
     def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
-        """Whether check positions hold nothing but noise, in all results together and in each by itself.
+        """Whether check positions hold nothing but noise, in each result by itself.
 
-        Anything added to the secret-dependent part of a result shows there too. Each by itself, because one
-        result that was tampered with would drown in the sum over many. The bound on the mean square of n
-        Gaussians is that of Laurent and Massart 2000, lemma 1, for honest results refused about once in
-        2^40; a margin covers how far a key and a probe are from the model's average, which would otherwise
-        decide for large n.
+        Anything added to the secret-dependent part of a result shows there too. Templates of one model have much in
+        common (their mean is most of a vector), and results of one search share the probe's noise: what that mean makes
+        of it is nearly the same at all positions of all results. So their mean square has the spread of a single
+        Gaussian's square, however many they are; the bound is that of Laurent and Massart 2000, lemma 1, for honest
+        results refused about once in 2^40. A margin covers how far a key is from the model's average.
 
         Args:
             shape: of the results.
@@ -83,12 +83,9 @@ class Opener:
         """
         if checks.size == 0:
             return True
-        squares = checks**2
-        together = squares.mean() <= _largest_mean_square(shape, checks.size, 1)
-        each = squares.mean(axis=1) <= _largest_mean_square(shape, checks.shape[1], checks.shape[0])
-        return bool(together and each.all())
+        return bool(((checks**2).mean(axis=1) <= _largest_mean_square(shape)).all())
 
 
-def _largest_mean_square(shape: Shape, values: int, tests: int) -> float:
-    x = 40 * math.log(2) + math.log(tests)
-    return (_MARGIN * shape.noise) ** 2 * (1 + 2 * math.sqrt(x / values) + 2 * x / values)
+def _largest_mean_square(shape: Shape) -> float:
+    x = 40 * math.log(2)
+    return (_MARGIN * shape.noise) ** 2 * (1 + 2 * math.sqrt(x) + 2 * x)
