@@ -206,16 +206,17 @@ async def _items(
 
 
 def resident_mb(state: Path, service: str) -> float | None:
-    """Resident memory of a service of this machine that runs on a state folder."""
+    """Resident memory of a service of this machine that runs on a state folder; of matching, its workers' too."""
+    names = {service.encode(), *([b"worker"] if service == "matching" else [])}
+    found = []
     for folder in Path("/proc").iterdir():
         try:
             command = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"serve" in command and service.encode() in command and str(state).encode() in command:
-                status = (folder / "status").read_text()
-                return int(status.split("VmRSS:")[1].split()[0]) / 1024
+            if b"serve" in command and names & set(command) and str(state).encode() in command:
+                found.append(int((folder / "status").read_text().split("VmRSS:")[1].split()[0]) / 1024)
         except (OSError, IndexError):
             continue
-    return None
+    return sum(found) or None
 
 
 async def measure(

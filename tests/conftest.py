@@ -97,7 +97,9 @@ class Suite:
             elif service == "enrollment":
                 server = build_enrollment(EnrollmentConfig(self.compute, config, self.addresses["keys"]), self.scheme)
             else:
-                matching = MatchingConfig(self.compute, config, self.addresses["keys"], self.threads, self.memory)
+                matching = MatchingConfig(
+                    self.compute, config, self.addresses["keys"], threads=self.threads, memory=self.memory
+                )
                 server = build_matching(matching, self.scheme)
             self.addresses[service] = await server.start()
             self._servers[service] = server

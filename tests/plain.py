@@ -315,6 +315,9 @@ class Plain:
     def check_evaluation(self, parameters: ParameterSet, material: bytes) -> None:
         _key(_EVALUATION, parameters, material)
 
+    def check_probe(self, layout: Layout, probe: bytes) -> None:
+        _Evaluator(layout, b"", {}).admit_probe(probe)
+
     def encryptor(self, layout: Layout, public: bytes) -> _Encryptor:
         return _Encryptor(layout, _key(_PUBLIC, layout.parameters, public))
 

@@ -484,8 +484,8 @@ async def test_searches_of_one_call_share_passes_and_answers_stay_in_order(clien
     shared = []
     identify = Matcher.identify
 
-    def counted(self, gallery_id, probes):
-        search = identify(self, gallery_id, probes)
+    def counted(self, gallery_id, probes, *options):
+        search = identify(self, gallery_id, probes, *options)
         shared.append(len(probes))
         return search
 

@@ -323,7 +323,7 @@ async def test_a_stream_without_a_request_is_refused(client, door_key, alice):
         await door_key.sealed(large)
 
 
-async def test_only_the_first_message_carries_the_request(client, door_key, alice):
+async def test_the_first_message_carries_the_request_and_the_last_the_share(client, door_key, alice):
     asked, later = ask(alice, door_key.probe), ask(alice, door_key.probe, claimed_slots=[1])
     parts = [
         key_service_pb2.DecideRequest(request=asked.signed, layout_epoch=1, share_searched=0.5),
@@ -333,7 +333,7 @@ async def test_only_the_first_message_carries_the_request(client, door_key, alic
     ]
     sealed = await client.keys.Decide(iter(parts))
     decision = asked.read(sealed)
-    assert (decision.outcome, decision.share_searched) == (MATCH, 0.5)
+    assert (decision.outcome, decision.share_searched) == (MATCH, 1.0)
     assert decision_pb2.DecisionBinding.FromString(sealed.binding).layout_epoch == 1
 
 

@@ -9,10 +9,14 @@ from sealface.cipher.evaluator import block_memory
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.enrollment.record import Record
 from sealface.matching.matcher import Matcher, Probe, SlotNotFound
-from sealface.matching.shard import Shard, ShardTooLarge
+from sealface.matching.shard import Shard
 from sealface.protocol.scores import open_results
 from sealface.storage.evaluators import WrongKeyVersion, WrongParameterSet
 from sealface.storage.galleries import Galleries, GalleryNotFound
+from sealface.workers.embedded import Embedded
+from sealface.workers.pool import WorkerPool
+from sealface.workers.store import ShardTooLarge
+from sealface.workers.worker import Worker
 from tests.conftest import both_schemes, person
 from tests.storage.conftest import new_gallery, open_quickly
 
@@ -51,6 +55,10 @@ class Zone:
         arguments = (subjects, shape.columns, shape.capacity, data, f"r{self.count}")
         self.record.import_block(name, f"keys/{name}/versions/1", *arguments)
 
+    def matcher(self, **options):
+        self.worker = Worker(self.galleries, self.scheme, **options)
+        return Matcher(self.galleries, self.scheme, WorkerPool(Embedded(self.worker)))
+
     def probe(self, name, number, **changed):
         fields = {"key_version": f"keys/{name}/versions/1", "parameter_set": self.layout.parameters.name}
         return Probe(self.made[name][0].probe(person(number)), **fields | changed)
@@ -72,7 +80,7 @@ def zone(tmp_path, scheme):
 
 @pytest.fixture
 def matcher(zone):
-    return Matcher(zone.galleries, zone.scheme)
+    return zone.matcher()
 
 
 def distance(one, other):
@@ -85,7 +93,7 @@ def test_a_search_scores_every_template_for_every_probe(zone, matcher):
     zone.import_block("door", 3, 4, 1)
     search = matcher.identify("door", [zone.probe("door", 1), zone.probe("door", 3)])
     assert (search.epoch, search.links.tolist()) == (3, [[5, 1]])
-    tiles = list(search.results)
+    tiles = list(search.results())
     people = {1: 1, 2: 2, 3: 3, 4: 4, 5: 1}
     for number, probe in enumerate((1, 3)):
         found = zone.opened("door", tiles, number)
@@ -99,7 +107,7 @@ def test_a_verification_scores_what_is_claimed_and_nothing_else(zone, matcher):
     zone.import_block("door", 5)
     for claimed in ([1], [1, 2], [4], [5, 1], [6, 3, 5], [1, 2, 3, 4, 5, 6]):
         search = matcher.verify("door", zone.probe("door", 1), claimed)
-        results = [result for tile in search.results for result in tile[0]]
+        results = [result for tile in search.results() for result in tile[0]]
         slots = [slot for result in results for slot in result.slots.tolist() if slot]
         assert sorted(slots) == sorted(claimed)
         assert search.links.size == 0
@@ -108,7 +116,7 @@ def test_a_verification_scores_what_is_claimed_and_nothing_else(zone, matcher):
 def test_who_names_other_positions_of_a_verification_opens_nothing_of_them(zone, matcher):
     zone.import_block("door", 3, 4, 1, 5)
     search = matcher.verify("door", zone.probe("door", 1), [2])
-    [[[result]]] = list(search.results)
+    [[[result]]] = list(search.results())
     opened = zone.made["door"][2].open(zone.layout.shape(result.columns), [result.ciphertext]).scores[0]
     scores = [float(person(number) @ person(1)) for number in (3, 4, 1, 5)]
     assert [abs(found - score) < 1e-9 for found, score in zip(opened[:4], scores, strict=True)] == [0, 1, 0, 0]
@@ -120,17 +128,17 @@ def test_a_verification_of_templates_with_ciphertexts_needs_no_gallery_in_memory
     refreshed = []
     refresh = Shard.refresh
     monkeypatch.setattr(Shard, "refresh", lambda self: refreshed.append(1) or refresh(self))
-    assert zone.opened("door", matcher.verify("door", zone.probe("door", 2), [2, 35]).results).keys() == {2, 35}
+    assert zone.opened("door", matcher.verify("door", zone.probe("door", 2), [2, 35]).results()).keys() == {2, 35}
     assert refreshed == []
     # sealed ones keep theirs
-    assert zone.opened("door", matcher.verify("door", zone.probe("door", 2), [41]).results).keys() == {41}
+    assert zone.opened("door", matcher.verify("door", zone.probe("door", 2), [41]).results()).keys() == {41}
     assert refreshed == [1]
 
 
 def test_more_claims_than_a_group_holds(zone, matcher, monkeypatch):
     zone.enroll("door", *range(1, 71))
     claimed = list(range(3, 70))
-    found = zone.opened("door", matcher.verify("door", zone.probe("door", 5), claimed).results)
+    found = zone.opened("door", matcher.verify("door", zone.probe("door", 5), claimed).results())
     assert found == {slot: distance(slot, 5) for slot in claimed}
 
 
@@ -170,38 +178,61 @@ def test_one_wrong_probe_of_several_is_refused_before_anything_is_scored(zone, m
                 matcher.identify("door", probes)
         with pytest.raises(error):
             matcher.verify("door", wrong, [1])
-    assert zone.opened("door", matcher.identify("door", [good]).results).keys() == {1}
+    assert zone.opened("door", matcher.identify("door", [good]).results()).keys() == {1}
 
 
 def test_a_search_tells_what_it_took_when_it_is_done(zone, matcher):
     zone.enroll("door", 1)
     search = matcher.identify("door", [zone.probe("door", 1)])
     assert search.timing.pass_ms == 0
-    list(search.results)
+    list(search.results())
     assert min(search.timing.expand_ms, search.timing.multiply_ms, search.timing.pass_ms) > 0
 
 
 def test_zeros_are_wanted_for_as_many_results_as_a_search_has(zone, matcher, monkeypatch):
     wanted = []
-    monkeypatch.setattr(matcher.reserve, "want", lambda evaluator, results: wanted.append(results))
+    monkeypatch.setattr(zone.worker.reserve, "want", lambda evaluator, results: wanted.append(results))
     zone.enroll("door", 1)
     zone.import_block("door", 2)
-    matcher.identify("door", [zone.probe("door", 1)])
-    matcher.identify("door", [zone.probe("door", 1)] * 3)
-    matcher.verify("door", zone.probe("door", 1), [1])
+    for search in (
+        matcher.identify("door", [zone.probe("door", 1)]),
+        matcher.identify("door", [zone.probe("door", 1)] * 3),
+        matcher.verify("door", zone.probe("door", 1), [1]),
+    ):
+        list(search.results())
     assert wanted == [2, 6, 1]
 
 
-def test_a_search_under_way_holds_the_drawing_ahead_up_until_it_is_done_or_given_up(zone, matcher):
+def test_a_block_that_is_replaced_after_it_was_looked_for_is_looked_for_again(zone, matcher, monkeypatch):
+    zone.enroll("door", 1, 2)
+    begin, moved = zone.worker.begin, []
+
+    def begun(task):
+        if not moved:
+            moved.append(zone.record.erase_subject("door", "s2"))
+        return begin(task)
+
+    monkeypatch.setattr(zone.worker, "begin", begun)
+    assert search(zone, matcher, "door").keys() == {1}
+    assert moved == [(1, 3)]
+
+
+def test_what_is_erased_leaves_memory_without_a_search(zone, matcher):
     zone.enroll("door", *range(1, 40))
-    first = matcher.identify("door", [zone.probe("door", 1)])
-    assert matcher.reserve._searches == 0  # not begun
-    next(first.results)
-    assert matcher.reserve._searches == 1
-    first.results.close()
-    assert matcher.reserve._searches == 0
-    list(matcher.identify("door", [zone.probe("door", 1)]).results)
-    assert matcher.reserve._searches == 0
+    search(zone, matcher, "door")
+    held = zone.worker.store.nbytes
+    assert matcher.stale() == []
+    for number in range(1, 32):
+        zone.record.erase_subject("door", f"s{number}")
+    assert matcher.stale() == ["door"]
+    matcher.hold("door")
+    assert matcher.stale() == []
+    assert zone.worker.store.nbytes == held // 2
+    zone.record.delete_gallery("door")
+    assert matcher.stale() == ["door"]
+    with pytest.raises(GalleryNotFound):
+        matcher.hold("door")
+    assert (zone.worker.store.nbytes, matcher.stale()) == (0, [])
 
 
 # --- memory
@@ -226,12 +257,12 @@ class Loads:
 
 
 def search(zone, matcher, name):
-    return zone.opened(name, matcher.identify(name, [zone.probe(name, 1)]).results)
+    return zone.opened(name, matcher.identify(name, [zone.probe(name, 1)]).results())
 
 
 def test_the_gallery_not_searched_for_longest_makes_room(zone, monkeypatch):
     group = block_memory(zone.layout.group)
-    matcher = Matcher(zone.galleries, zone.scheme, memory=2 * group)
+    matcher = zone.matcher(memory=2 * group)
     for name in ("one", "two", "three"):
         zone.create(name)
         zone.enroll(name, 1)
@@ -251,7 +282,7 @@ def test_the_gallery_not_searched_for_longest_makes_room(zone, monkeypatch):
 
 def test_a_gallery_that_does_not_fit_drives_no_other_out(zone, monkeypatch):
     group = block_memory(zone.layout.group)
-    matcher = Matcher(zone.galleries, zone.scheme, memory=2 * group)
+    matcher = zone.matcher(memory=2 * group)
     for name in ("one", "two", "large"):
         zone.create(name)
         zone.enroll(name, 1)
@@ -270,23 +301,28 @@ def test_a_gallery_that_does_not_fit_drives_no_other_out(zone, monkeypatch):
 def test_a_deleted_gallery_is_not_kept(zone, matcher):
     zone.enroll("door", 1)
     search(zone, matcher, "door")
-    assert len(matcher._shards) == 1
+    assert zone.worker.store.nbytes > 0
     zone.record.delete_gallery("door")
     for _ in range(2):
         with pytest.raises(GalleryNotFound):
             search(zone, matcher, "door")
-    assert matcher._shards == {}
+    assert zone.worker.store.nbytes == 0
     zone.create("door")
     zone.enroll("door", 2)
     assert search(zone, matcher, "door") == {2: distance(1, 2)}
 
 
-def test_a_deleted_gallery_leaves_memory_when_another_needs_some(zone, matcher):
-    zone.enroll("door", 1)
-    list(matcher.identify("door", [zone.probe("door", 1)]).results)
-    zone.create("gate")
-    zone.enroll("gate", 2)
-    zone.record.delete_gallery("door")
-    assert [name for name, _ in matcher._shards] == ["door"]
-    list(matcher.identify("gate", [zone.probe("gate", 2)]).results)
-    assert [name for name, _ in matcher._shards] == ["gate"]
+def test_what_is_only_held_drives_nothing_out(zone, monkeypatch):
+    group = block_memory(zone.layout.group)
+    matcher = zone.matcher(memory=group)
+    for name in ("one", "two"):
+        zone.create(name)
+        zone.enroll(name, 1)
+    search(zone, matcher, "one")
+    loads = Loads(zone.galleries, monkeypatch)
+    with pytest.raises(ShardTooLarge):
+        matcher.hold("two")
+    search(zone, matcher, "one")
+    assert loads.taken() == []
+    search(zone, matcher, "two")
+    assert loads.taken() == ["two"]

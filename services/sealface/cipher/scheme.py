@@ -121,6 +121,9 @@ class Scheme(Protocol):
     def check_evaluation(self, parameters: ParameterSet, material: bytes) -> None:
         """Refuse an evaluation key that is none of the parameter set (`MalformedCiphertext`)."""
 
+    def check_probe(self, layout: Layout, probe: bytes) -> None:
+        """Refuse what is no probe of a gallery (`MalformedCiphertext`)."""
+
     def encryptor(self, layout: Layout, public: bytes) -> Encryptor:
         """Encrypts for a gallery."""
 
@@ -200,6 +203,10 @@ class Ckks:
     def check_evaluation(self, parameters: ParameterSet, material: bytes) -> None:
         """Refuse what is no key switching key of the set: one pair of polynomials a data prime."""
         wire.unpack(material, 2 * len(parameters.data_primes), parameters.degree, parameters.primes)
+
+    def check_probe(self, layout: Layout, probe: bytes) -> None:
+        """Refuse what is no probe of a gallery."""
+        evaluator.parse(probe, layout)
 
     def encryptor(self, layout: Layout, public: bytes) -> Encryptor:
         """Encrypts for a gallery."""

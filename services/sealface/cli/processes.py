@@ -26,7 +26,7 @@ from sealface_client.endpoints import SERVICES_FILE
 
 OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
-ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "edge": "edge-service"}
+ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "worker": "compute", "edge": "edge-service"}
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -62,6 +62,11 @@ class LocalServices:
     def pid(self, service: str) -> int:
         """Process id of a service."""
         return self._processes[service].popen.pid
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers of the matching service."""
+        matching = Path(f"/proc/{self.pid('matching')}/task")
+        return [int(pid) for thread in matching.iterdir() for pid in (thread / "children").read_text().split()]
 
     def start(self) -> None:
         """Start all three on free ports; returns when they accept calls.

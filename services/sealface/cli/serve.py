@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ import typer
 from sealface.cli.output import Exit, fail, print_json, progress, reporting
 from sealface.cli.processes import OPERATOR, ZONES, LocalServices
 
+_THREADS_A_WORKER = 4
 _PACKAGES = ("sealface", "sealface_client", "sealface_protos")
 
 
@@ -26,7 +28,24 @@ class Service(StrEnum):
     KEYS = "keys"
     ENROLLMENT = "enrollment"
     MATCHING = "matching"
+    WORKER = "worker"
     EDGE = "edge"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What workers may use, all together."""
+
+    threads: int
+    workers: int
+    replicas: int
+    memory_gib: float
+
+    def command(self, state: Path) -> list[str]:
+        """Starts one of the workers."""
+        threads, memory = max(1, self.threads // self.workers), self.memory_gib / self.workers
+        command = [sys.executable, "-m", "sealface.cli.main", "serve", "worker", "--with-parent", "--state", str(state)]
+        return [*command, "--threads", str(threads), "--memory", str(memory)]
 
 
 def _memory_gib() -> float:
@@ -44,15 +63,22 @@ def serve(
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
     keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
     threads: Annotated[
-        int, typer.Option(min=1, envvar="SEALFACE_THREADS", help="Threads of `matching`; default one a core.")
+        int, typer.Option(min=1, envvar="SEALFACE_THREADS", help="Threads of all workers; default one a core.")
     ] = os.cpu_count() or 1,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0, envvar="SEALFACE_WORKERS", help="Worker processes of `matching`; default one for 4 threads."
+        ),
+    ] = 0,
+    replicas: Annotated[int, typer.Option(min=1, envvar="SEALFACE_REPLICAS", help="Workers that hold each block.")] = 1,
     memory_gib: Annotated[
         float,
         typer.Option(
             "--memory",
             min=0.01,
             envvar="SEALFACE_MEMORY",
-            help="GiB of galleries in `matching`; default 60% of memory.",
+            help="GiB of galleries in all workers; default 60% of memory.",
         ),
     ] = _memory_gib() * 0.6,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest picture that `edge` takes.")] = 12.0,
@@ -62,10 +88,12 @@ def serve(
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
     state = state.resolve()
     if service is None:
-        os.environ.update(SEALFACE_THREADS=str(threads), SEALFACE_MEMORY=str(memory_gib))  # for the service itself
+        told = {"THREADS": threads, "WORKERS": workers, "REPLICAS": replicas, "MEMORY": memory_gib}
+        os.environ.update({f"SEALFACE_{name}": str(value) for name, value in told.items()})  # for the services
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, threads, memory_gib, max_megapixels, with_parent)
+        share = Share(threads, workers or max(1, threads // _THREADS_A_WORKER), replicas, memory_gib)
+        _serve_one(service, state, listen, keys, share, max_megapixels, with_parent)
 
 
 def _serve_all(state: Path) -> None:
@@ -91,8 +119,7 @@ def _serve_one(
     state: Path,
     listen: str,
     keys: str,
-    threads: int,
-    memory_gib: float,
+    share: Share,
     max_megapixels: float,
     with_parent: bool,
 ) -> None:
@@ -130,7 +157,8 @@ def _serve_one(
         from sealface.cipher.scheme import Ckks
 
         scheme = Ckks()
-        scheme.warm()
+        if service is not Service.MATCHING:  # its workers compute
+            scheme.warm()
         config = ServerConfig(listen)
         server: Server
         if service is Service.KEYS:
@@ -147,8 +175,15 @@ def _serve_one(
         elif service is Service.MATCHING:
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
+            from sealface.workers.local import LocalProcesses
 
-            server = build_matching(MatchingConfig(zone, config, keys, threads, int(memory_gib * (1 << 30))), scheme)
+            home = LocalProcesses(share.command(state), share.workers)
+            server = build_matching(MatchingConfig(zone, config, keys, home, share.replicas), scheme)
+        elif service is Service.WORKER:
+            from sealface.workers.server import WorkerConfig
+            from sealface.workers.server import build as build_worker
+
+            server = build_worker(WorkerConfig(zone, config, share.threads, int(share.memory_gib * (1 << 30))), scheme)
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge

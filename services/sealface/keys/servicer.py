@@ -163,6 +163,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         first: key_service_pb2.DecideRequest | None = None
         hearing: Hearing | None = None
         links: list[tuple[int, int]] = []
+        share = 0.0
         async for message in request_iterator:
             if first is None or hearing is None:
                 first, signed = message, message.request
@@ -174,11 +175,12 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             if message.results:
                 results = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in message.results]
                 await asyncio.to_thread(hearing.hear, results)
+            share = message.share_searched or share
         if first is None or hearing is None:
             raise convert.missing("request")
         verdict = await asyncio.to_thread(hearing.verdict, np.array(links, np.uint32).reshape(-1, 2))
         context.set_trailing_metadata(((SERVER_TIMING, format_timing({"open": hearing.opening_s * 1e3})),))
-        return self._seal(hearing.request, verdict, first.layout_epoch, first.share_searched)
+        return self._seal(hearing.request, verdict, first.layout_epoch, share)
 
     def _seal(
         self, request: Request, verdict: Verdict, layout_epoch: int, share_searched: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -31,11 +31,13 @@ class Scores:
         epoch: the layout epoch that was searched.
         links: (n, 2) slot and first slot of its subject.
         results: as they are computed.
+        share: how much of the gallery was searched, 0 to 1, when all results are there.
     """
 
     epoch: int
     links: NDArray[np.uint32]
     results: AsyncIterator[list[Result]]
+    share: Callable[[], float] = lambda: 1.0
 
 
 class Decider:
@@ -70,15 +72,12 @@ class Decider:
 async def _messages(
     request: decision_pb2.SignedDecisionRequest, scores: Scores
 ) -> AsyncIterator[key_service_pb2.DecideRequest]:
-    yield key_service_pb2.DecideRequest(
-        request=request,
-        layout_epoch=scores.epoch,
-        share_searched=1.0,
-    )
+    yield key_service_pb2.DecideRequest(request=request, layout_epoch=scores.epoch)
     for links in link_messages(scores.links):
         yield key_service_pb2.DecideRequest(links=links)
     async for results in result_messages(scores.results):
         yield key_service_pb2.DecideRequest(results=results)
+    yield key_service_pb2.DecideRequest(share_searched=scores.share())
 
 
 def link_messages(links: NDArray[np.uint32]) -> Iterator[list[decision_pb2.SlotLink]]:

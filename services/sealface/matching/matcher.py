@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sealface.cipher.scheme import Evaluator, Scheme
-from sealface.errors import NotFound
-from sealface.matching.reserve import Reserve
-from sealface.matching.scan import Scanner, Timing
-from sealface.matching.shard import Part, Shard, Snapshot
+from sealface.cipher.scheme import Scheme
+from sealface.errors import NotFound, SealfaceError
+from sealface.matching.shard import Block, GalleryChanging, Part, Shard, Snapshot
 from sealface.protocol.scores import Result
-from sealface.storage.evaluators import Evaluators, check_encryption
+from sealface.storage.evaluators import check_encryption
 from sealface.storage.galleries import Galleries, Gallery, GalleryNotFound
+from sealface.workers.pool import Gathering, WorkerPool
+from sealface.workers.task import BlockGone, Task, Timing
+
+LONGEST_S = 60.0
+"""How long a search may take whose caller names no deadline."""
+_ATTEMPTS = 5
+_FORGET_S = 1.0
+_NO_LINKS = np.empty((0, 2), np.uint32)
 
 
 class SlotNotFound(NotFound):
@@ -35,23 +39,44 @@ class Probe:
     parameter_set: str
 
 
-@dataclass(frozen=True)
 class Search:
-    """What is searched, for one or more probes.
+    """What is searched, for one or more probes: all blocks are in memory, and their scores under way.
 
     Attributes:
         gallery: the gallery.
         epoch: the layout epoch.
         links: (n, 2) slot and first slot of its subject, for subjects with several templates.
-        results: by probe, computed as they are taken.
-        timing: filled in when all are taken.
     """
 
-    gallery: Gallery
-    epoch: int
-    links: NDArray[np.uint32]
-    results: Generator[list[list[Result]]]
-    timing: Timing = field(default_factory=Timing)
+    def __init__(self, gallery: Gallery, found: Snapshot, gathering: Gathering) -> None:
+        self.gallery, self.epoch, self.links = gallery, found.epoch, found.links
+        self._parts, self._gathering = found.parts, gathering
+
+    def results(self) -> Generator[list[list[Result]]]:
+        """Results of some blocks, by probe, and so on until all are there. May be taken once."""
+        try:
+            for tile in self._gathering:
+                parts = [self._parts[place] for place in tile.places]
+                yield [
+                    [Result(part.shape.columns, data, part.slots) for data, part in zip(of_probe, parts, strict=True)]
+                    for of_probe in tile.results
+                ]
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Want no more of it."""
+        self._gathering.cancel()
+
+    @property
+    def share(self) -> float:
+        """How much of the gallery was searched, 0 to 1, when all results are taken."""
+        return self._gathering.share
+
+    @property
+    def timing(self) -> Timing:
+        """What it took, when all results are taken."""
+        return self._gathering.timing
 
 
 class Matcher:
@@ -60,20 +85,17 @@ class Matcher:
     Args:
         galleries: the record.
         scheme: the cipher.
-        threads: how many score at once.
-        memory: bytes that the blocks of all galleries may take.
+        pool: the workers.
     """
 
-    def __init__(self, galleries: Galleries, scheme: Scheme, threads: int = 1, memory: int = 1 << 62) -> None:
+    def __init__(self, galleries: Galleries, scheme: Scheme, pool: WorkerPool) -> None:
         self._galleries = galleries
-        self._evaluators = Evaluators(galleries, scheme, threads)
-        self._scanner = Scanner(threads)
-        self._memory = memory
-        self._shards: OrderedDict[tuple[str, int], Shard] = OrderedDict()
+        self._scheme = scheme
+        self._pool = pool
+        self._shards: dict[tuple[str, int], Shard] = {}
         self._lock = threading.Lock()
-        self.reserve = Reserve()
 
-    def verify(self, gallery_id: str, probe: Probe, claimed: Collection[int]) -> Search:
+    def verify(self, gallery_id: str, probe: Probe, claimed: Collection[int], timeout_s: float = LONGEST_S) -> Search:
         """Scores of the claimed slots and of nothing else.
 
         They are read from the record and scored in groups of their own: no other template adds to the noise that
@@ -82,40 +104,85 @@ class Matcher:
 
         Raises:
             GalleryNotFound, WrongKeyVersion, WrongParameterSet, MalformedCiphertext, SlotNotFound,
-            TemplateDamaged, ShardTooLarge: see there.
+            TemplateDamaged, ShardTooLarge, SearchIncomplete: see there.
         """
-        gallery, evaluator = self._gallery(gallery_id, probe)
-        templates = dict(self._galleries.ciphertexts(gallery.id, claimed))
-        elsewhere = self._galleries.homes(gallery.id, set(claimed) - templates.keys())
-        if len(templates) + len(elsewhere) != len(set(claimed)):
+        gallery = self._gallery(gallery_id, probe)
+        return self._search(gallery, lambda: self._claimed(gallery, set(claimed)), [probe], timeout_s)
+
+    def identify(
+        self, gallery_id: str, probes: Sequence[Probe], timeout_s: float = LONGEST_S, partial: bool = False
+    ) -> Search:
+        """Scores of all templates in one pass; errors as for `verify`.
+
+        Args:
+            gallery_id: the gallery.
+            probes: at least one.
+            timeout_s: how long it may take.
+            partial: whether to go on without blocks that cannot be scored in time.
+        """
+        gallery = self._gallery(gallery_id, *probes)
+        return self._search(gallery, self._shard(gallery).refresh, probes, timeout_s, whole=True, partial=partial)
+
+    def hold(self, gallery_id: str, timeout_s: float = LONGEST_S) -> None:
+        """Have a gallery in memory as it is now, and nothing of it that is erased; errors as for `identify`."""
+        gallery = self._gallery(gallery_id)
+        self._search(gallery, self._shard(gallery).refresh, [], timeout_s, whole=True)
+
+    def stale(self) -> list[str]:
+        """Ids of galleries that were searched, and have changed or are deleted since."""
+        with self._lock:
+            held = dict(self._shards)
+        return [name for (name, first), shard in held.items() if self._epochs(name) != (first, shard.epoch)]
+
+    def _epochs(self, gallery_id: str) -> tuple[int, int]:
+        try:
+            return self._galleries.epochs(gallery_id)
+        except GalleryNotFound:
+            return -1, -1
+
+    def _search(
+        self,
+        gallery: Gallery,
+        look: Callable[[], Snapshot],
+        probes: Sequence[Probe],
+        timeout_s: float,
+        whole: bool = False,
+        partial: bool = False,
+    ) -> Search:
+        deadline = time.monotonic() + timeout_s
+        for _ in range(_ATTEMPTS):
+            found = look()
+            task = Task(
+                gallery.id,
+                gallery.first_epoch,
+                tuple(probe.ciphertext for probe in probes),
+                tuple(part.wanted if probes else replace(part.wanted, requested=None) for part in found.parts),
+                whole,
+            )
+            try:
+                return Search(gallery, found, self._pool.begin(task, deadline - time.monotonic(), partial))
+            except BlockGone:  # replaced since it was looked for: its templates lie elsewhere
+                continue
+        raise GalleryChanging("the gallery changes faster than it is searched: try again")
+
+    def _claimed(self, gallery: Gallery, claimed: set[int]) -> Snapshot:
+        """Groups of the claimed slots alone, and of those without ciphertexts of their own the blocks."""
+        homes = self._galleries.homes(gallery.id, claimed)
+        if len(homes) != len(claimed):
             raise SlotNotFound("a claimed slot is not in the gallery: bring the slot table up to date")
         group = gallery.layout.group
+        own = sorted(slot for slot, block in homes.items() if block is None)
         parts = []
-        for batch in _batched(sorted(templates), group.capacity):
+        for start in range(0, len(own), group.capacity):
             slots = np.zeros(group.capacity, np.uint32)
+            batch = own[start : start + group.capacity]
             slots[: len(batch)] = batch
-            parts.append(Part(group, evaluator.assemble({i: templates[slot] for i, slot in enumerate(batch)}), slots))
-        if elsewhere:
-            parts += _only(self._shard(gallery, evaluator), list(elsewhere))
-        return self._search(gallery, evaluator, Snapshot(gallery.epoch, tuple(parts), _NO_LINKS), [probe])
+            parts.append(Part(Block(group, 0, slots), slots))
+        if len(own) < len(homes):
+            parts += _only(self._shard(gallery).refresh(), sorted(homes.keys() - set(own)))
+        return Snapshot(gallery.epoch, tuple(parts), _NO_LINKS)
 
-    def identify(self, gallery_id: str, probes: Sequence[Probe]) -> Search:
-        """Scores of all templates in one pass; errors as for `verify`."""
-        gallery, evaluator = self._gallery(gallery_id, *probes)
-        return self._search(gallery, evaluator, self._shard(gallery, evaluator), probes)
-
-    def _search(self, gallery: Gallery, evaluator: Evaluator, found: Snapshot, probes: Sequence[Probe]) -> Search:
-        admitted = [evaluator.admit_probe(probe.ciphertext) for probe in probes]
-        timing = Timing()
-
-        def results() -> Generator[list[list[Result]]]:
-            with self.reserve.waiting():
-                yield from self._scanner.scan(evaluator, found.parts, admitted, timing)
-
-        self.reserve.want(evaluator, len(found.parts) * len(probes))
-        return Search(gallery, found.epoch, found.links, results(), timing)
-
-    def _gallery(self, gallery_id: str, *probes: Probe) -> tuple[Gallery, Evaluator]:
+    def _gallery(self, gallery_id: str, *probes: Probe) -> Gallery:
         try:
             gallery = self._galleries.get(gallery_id)
         except GalleryNotFound:
@@ -123,47 +190,24 @@ class Matcher:
             raise
         for probe in probes:
             check_encryption(gallery, probe.key_version, probe.parameter_set)
-        return gallery, self._evaluators.of(gallery)
+            self._scheme.check_probe(gallery.layout, probe.ciphertext)
+        return gallery
 
     def _forget(self, gallery_id: str) -> None:
         with self._lock:
-            for name in [name for name in self._shards if name[0] == gallery_id]:
+            held = [name for name in self._shards if name[0] == gallery_id]
+            for name in held:
                 del self._shards[name]
+        if held:
+            with suppress(SealfaceError):  # a worker that does not find it drops it
+                self._pool.begin(Task(gallery_id, held[0][1], (), (), whole=True), _FORGET_S)
 
-    def _shard(self, gallery: Gallery, evaluator: Evaluator) -> Snapshot:
-        """The gallery as it is now; galleries that were not searched for longest make room for it."""
+    def _shard(self, gallery: Gallery) -> Shard:
         name = (gallery.id, gallery.first_epoch)
         with self._lock:
-            if name not in self._shards:
-                room = partial(self._make_room, name)
-                self._shards[name] = Shard(self._galleries, gallery, evaluator, self._memory, room)
-            self._shards.move_to_end(name)
-            shard = self._shards[name]
-        return shard.refresh()
-
-    def _exists(self, gallery_id: str, first_epoch: int) -> bool:
-        try:
-            return self._galleries.epochs(gallery_id)[0] == first_epoch
-        except GalleryNotFound:
-            return False
-
-    def _make_room(self, name: tuple[str, int], needed: int) -> None:
-        """Drop galleries that are deleted, then those that were not searched for longest, until the rest fits."""
-        with self._lock:
-            held = list(self._shards)
-        gone = [other for other in held if not self._exists(*other)]
-        with self._lock:
-            for other in gone:
-                self._shards.pop(other, None)
-            for other in list(self._shards):
-                others = sum(shard.nbytes for key, shard in self._shards.items() if key != name)
-                if others + needed <= self._memory:
-                    return
-                if other != name:
-                    del self._shards[other]
-
-
-_NO_LINKS = np.empty((0, 2), np.uint32)
+            for older in [other for other in self._shards if other[0] == gallery.id and other != name]:
+                del self._shards[older]
+            return self._shards.setdefault(name, Shard(self._galleries, gallery))
 
 
 def _only(snapshot: Snapshot, slots: Sequence[int]) -> list[Part]:
@@ -176,13 +220,7 @@ def _only(snapshot: Snapshot, slots: Sequence[int]) -> list[Part]:
     for part in snapshot.parts:
         asked = np.isin(part.slots, slots)
         if asked.any():
-            found.append(Part(part.shape, part.block, np.where(asked, part.slots, 0)))
+            found.append(Part(part.block, np.where(asked, part.slots, 0)))
     if sum(np.count_nonzero(part.slots) for part in found) != len(slots):
         raise SlotNotFound("a claimed slot is not in the gallery: bring the slot table up to date")
     return found
-
-
-def _batched(slots: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
-    remaining = iter(slots)
-    while part := tuple(islice(remaining, size)):
-        yield part

@@ -9,11 +9,15 @@ from sealface.cipher.scheme import Scheme
 from sealface.matching.decider import Decider
 from sealface.matching.matcher import Matcher
 from sealface.matching.servicer import MatchingServicer
+from sealface.matching.watch import Watch
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
+from sealface.workers.embedded import Embedded
+from sealface.workers.pool import Home, WorkerPool
+from sealface.workers.server import WorkerConfig, worker_of
 from sealface_protos.matching.v1 import matching_service_pb2, matching_service_pb2_grpc
 
 SERVICE = matching_service_pb2.DESCRIPTOR.services_by_name["MatchingService"].full_name
@@ -27,13 +31,17 @@ class MatchingConfig:
         folder: the compute zone's state, shared with the enrollment service.
         server: how it listens.
         keys: address of the key service.
-        threads: how many score at once.
-        memory: bytes that the blocks of all galleries may take.
+        home: where workers run; if none is named there is one in this process.
+        replicas: how many workers hold each block.
+        threads: of the worker in this process.
+        memory: of the worker in this process, bytes that the blocks of all galleries may take.
     """
 
     folder: Path
     server: ServerConfig
     keys: str
+    home: Home | None = None
+    replicas: int = 1
     threads: int = 1
     memory: int = 1 << 62
 
@@ -42,8 +50,10 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
-    matcher = Matcher(galleries, scheme, config.threads, config.memory)
+    own = WorkerConfig(config.folder, config.server, config.threads, config.memory)
+    pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
+    matcher = Matcher(galleries, scheme, pool)
     servicer = MatchingServicer(matcher, Decider(connect(config.keys)))
-    server = Server(config.server, [SERVICE], background=[matcher.reserve])
+    server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

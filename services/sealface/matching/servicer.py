@@ -14,7 +14,7 @@ import grpc
 from sealface.errors import InvalidInput, SealfaceError
 from sealface.matching.decider import Decider, Scores, link_messages, result_messages
 from sealface.matching.feed import Eager, Feed, together
-from sealface.matching.matcher import Matcher, Probe, Search
+from sealface.matching.matcher import LONGEST_S, Matcher, Probe, Search
 from sealface.protocol import convert, names
 from sealface.protocol.scores import Result
 from sealface.runtime.status import to_status
@@ -48,14 +48,17 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         gallery_id = names.id_of(request.gallery, "galleries")
         if not 1 <= len(set(request.claimed_slots)) == len(request.claimed_slots) <= LARGEST_CLAIM:
             raise convert.missing(f"claimed_slots (1 to {LARGEST_CLAIM}, each once)")
-        search = await asyncio.to_thread(self._matcher.verify, gallery_id, _probe(request.probe), request.claimed_slots)
+        claimed = set(request.claimed_slots)
+        search = await asyncio.to_thread(
+            self._matcher.verify, gallery_id, _probe(request.probe), claimed, _timeout(context)
+        )
         response = messages.VerifyResponse(layout_epoch=search.epoch)
         if search.gallery.managed:
-            _check_signed(request.decision_request, request.gallery, request.probe, set(request.claimed_slots))
-            decision, _ = await self._decide(request.decision_request, search, Feed(search.results, 1).of(0), context)
+            _check_signed(search, request.decision_request, request.gallery, request.probe, claimed)
+            decision, _ = await self._decide(request.decision_request, search, Feed(search.results(), 1).of(0), context)
             response.decision.CopyFrom(decision)
             return response
-        async for results in result_messages(Feed(search.results, 1).of(0)):
+        async for results in result_messages(Feed(search.results(), 1).of(0)):
             response.scores.results.extend(results)
         return response
 
@@ -64,11 +67,13 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
     ) -> AsyncIterator[messages.IdentifyResponse]:
         """See the contract."""
         gallery_id = _check_request(request)
-        search = await asyncio.to_thread(self._matcher.identify, gallery_id, [_probe(request.probe)])
+        search = await asyncio.to_thread(
+            self._matcher.identify, gallery_id, [_probe(request.probe)], _timeout(context), request.allow_partial
+        )
         if search.gallery.managed:
-            _check_signed(request.decision_request, request.gallery, request.probe, set())
+            _check_signed(search, request.decision_request, request.gallery, request.probe, set())
         timing: list[str] = []
-        async for response in self._answer(request, search, Feed(search.results, 1).of(0), timing, context):
+        async for response in self._answer(request, search, Feed(search.results(), 1).of(0), timing, context):
             yield response
         context.set_trailing_metadata(((SERVER_TIMING, _timing(search, timing)),))
 
@@ -112,7 +117,8 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         for gallery_id, numbers in by_gallery.items():
             try:
                 probes = [_probe(requests[number].probe) for number in numbers]
-                search = await asyncio.to_thread(self._matcher.identify, gallery_id, probes)
+                allowed = all(requests[number].allow_partial for number in numbers)
+                search = await asyncio.to_thread(self._matcher.identify, gallery_id, probes, _timeout(context), allowed)
             except SealfaceError as error:
                 if len(numbers) == 1:
                     answers[numbers[0]] = error
@@ -121,7 +127,7 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
                     await self._shared({number: requests[number]}, answers, timings, context)
                 continue
             timing: list[str] = []
-            feed = Feed(search.results, len(numbers))
+            feed = Feed(search.results(), len(numbers))
             for place, number in enumerate(numbers):
                 answers[number] = Eager(self._answer(requests[number], search, feed.of(place), timing, context))
             timings.append(partial(_timing, search, timing))
@@ -135,16 +141,16 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         context: Context,
     ) -> AsyncIterator[messages.IdentifyResponse]:
         if search.gallery.managed:
-            _check_signed(request.decision_request, request.gallery, request.probe, set())
+            _check_signed(None, request.decision_request, request.gallery, request.probe, set())
             decision, of_keys = await self._decide(request.decision_request, search, results, context)
             timing.append(of_keys)
-            yield messages.IdentifyResponse(decision=decision, layout_epoch=search.epoch, share_searched=1.0)
+            yield messages.IdentifyResponse(decision=decision, layout_epoch=search.epoch, share_searched=search.share)
             return
-        yield _scores_response(search)
         for links in link_messages(search.links):
             yield _scores_response(search, links=links)
         async for part in result_messages(results):
             yield _scores_response(search, results=part)
+        yield _scores_response(search)  # the share is known when all are there
 
     async def _decide(
         self,
@@ -155,7 +161,8 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
     ) -> tuple[decision_pb2.SealedDecision, str]:
         remaining = context.time_remaining()
         timeout_s = _DECIDE_DEADLINE_S if remaining is None else min(_DECIDE_DEADLINE_S, remaining)
-        return await self._decider.decide(request, Scores(search.epoch, search.links, results), timeout_s)
+        scores = Scores(search.epoch, search.links, results, lambda: search.share)
+        return await self._decider.decide(request, scores, timeout_s)
 
 
 async def _items(request_id: str, answer: Answer) -> AsyncIterator[messages.BatchIdentifyResponse]:
@@ -190,16 +197,37 @@ def _scores_response(
     links: Sequence[decision_pb2.SlotLink] = (),
 ) -> messages.IdentifyResponse:
     scores = messages.EncryptedScores(results=results, links=links)
-    return messages.IdentifyResponse(scores=scores, layout_epoch=search.epoch, share_searched=1.0)
+    return messages.IdentifyResponse(scores=scores, layout_epoch=search.epoch, share_searched=search.share)
+
+
+def _timeout(context: Context) -> float:
+    """Seconds that a search may take: most of what the caller gives, so that it can still be decided."""
+    remaining = context.time_remaining()
+    return LONGEST_S if remaining is None else min(LONGEST_S, 0.8 * remaining)
 
 
 def _check_signed(
-    signed: decision_pb2.SignedDecisionRequest, gallery: str, probe: messages.Probe, claimed: set[int]
+    search: Search | None,
+    signed: decision_pb2.SignedDecisionRequest,
+    gallery: str,
+    probe: messages.Probe,
+    claimed: set[int],
 ) -> None:
-    """Whether the signed request is about this call, so that a mistake costs no nonce.
+    """Whether the signed request is about this call, so that a mistake costs no nonce; else the search ends.
 
     The key service checks the signature; what is found here binds nobody.
     """
+    try:
+        _check_request_signed(signed, gallery, probe, claimed)
+    except SealfaceError:
+        if search is not None:
+            search.cancel()
+        raise
+
+
+def _check_request_signed(
+    signed: decision_pb2.SignedDecisionRequest, gallery: str, probe: messages.Probe, claimed: set[int]
+) -> None:
     try:
         request = decision_pb2.DecisionRequest.FromString(signed.decision_request)
     except Exception:  # protobuf's DecodeError differs between its implementations

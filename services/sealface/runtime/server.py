@@ -48,7 +48,7 @@ class Background(Protocol):
     """Work beside the serving path, for as long as the server runs."""
 
     def start(self) -> None:
-        """Begin, in threads of its own."""
+        """Begin, in threads of its own; the server is not ready before it returns."""
 
     def stop(self) -> None:
         """Finish or give up what was begun; returns when that is done."""
@@ -94,9 +94,10 @@ class Server:
             port = self.grpc.add_insecure_port(self._config.address)
         except RuntimeError:
             raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.grpc.start()
         for work in self._background:
-            work.start()
+            await asyncio.to_thread(work.start)
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
 
@@ -104,7 +105,7 @@ class Server:
         """Refuse new calls, finish those under way."""
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.grpc.stop(self._config.grace_s)
-        for work in self._background:
+        for work in reversed(self._background):
             await asyncio.to_thread(work.stop)
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeVar
 
 import grpc
 from google.protobuf import any_pb2
@@ -59,14 +60,18 @@ class UpstreamError(errors.SealfaceError):
         return self._reason
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError, otherwise: errors.SealfaceError) -> errors.SealfaceError:
+_Otherwise = TypeVar("_Otherwise", bound=errors.SealfaceError | None)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError | grpc.Call, otherwise: _Otherwise) -> errors.SealfaceError | _Otherwise:
     """The domain error behind a failed call to another service.
 
     Args:
         error: the failed call.
         otherwise: what to say if the call did not reach a handler of ours.
     """
-    for key, value in error.trailing_metadata() or ():
+    metadata: Iterable[tuple[str, str | bytes]] = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == STATUS_DETAILS_KEY:
             status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
             info = error_details_pb2.ErrorInfo()

@@ -239,6 +239,16 @@ class Galleries:
         data = _checked(row.ciphertext, block_digest(row.columns, row.slots, row.ciphertext), row.digest)
         return np.frombuffer(row.slots, "<u4").astype(np.uint32), data
 
+    def block_slots(self, gallery_id: str, number: int) -> NDArray[np.uint32] | None:
+        """Slots by position of a sealed block; None if it is not there any more.
+
+        They are not checked against the block's digest: that takes its ciphertext, and who loads that checks both.
+        """
+        query = sa.select(blocks.c.slots).where(blocks.c.gallery == gallery_id, blocks.c.number == number)
+        with self._engine.begin() as transaction:
+            found = transaction.execute(query).scalar_one_or_none()
+        return None if found is None else np.frombuffer(found, "<u4").astype(np.uint32)
+
     def blocks(self, gallery_id: str) -> list[BlockInfo]:
         """A gallery's sealed blocks, by number."""
         live = (
@@ -274,13 +284,14 @@ class Galleries:
         with self._engine.begin() as transaction:
             return list(transaction.execute(query.order_by(templates.c.slot)).scalars())
 
-    def homes(self, gallery_id: str, slots: Iterable[int]) -> dict[int, int]:
-        """Slot -> block of those of the slots that have no ciphertext of their own."""
-        query = sa.select(templates.c.slot, templates.c.block).where(
-            templates.c.gallery == gallery_id, templates.c.slot.in_(list(slots)), templates.c.ciphertext.is_(None)
+    def homes(self, gallery_id: str, slots: Iterable[int]) -> dict[int, int | None]:
+        """Where those of the slots that are live are to be had: None for a ciphertext of its own, else the block."""
+        own = templates.c.ciphertext.is_not(None).label("own")
+        query = sa.select(templates.c.slot, templates.c.block, own).where(
+            templates.c.gallery == gallery_id, templates.c.slot.in_(list(slots))
         )
         with self._engine.begin() as transaction:
-            return {row.slot: row.block for row in transaction.execute(query)}
+            return {row.slot: None if row.own else row.block for row in transaction.execute(query)}
 
     def evaluation_keys(self, gallery_id: str) -> dict[int, bytes]:
         """Galois keys by element.

@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from sealface.matching import reserve
-from sealface.matching.reserve import Reserve
+from sealface.workers import reserve
+from sealface.workers.reserve import Reserve
 
 
 class Pool:

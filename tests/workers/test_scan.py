@@ -9,9 +9,9 @@ import pytest
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.matching import scan
-from sealface.matching.scan import Scanner, Timing
-from sealface.matching.shard import Part
+from sealface.workers import scan
+from sealface.workers.scan import Loaded, Scanner
+from sealface.workers.task import Timing
 from tests.conftest import both_schemes, person
 
 PROBES = 3
@@ -28,7 +28,8 @@ class Gallery:
         self.opener = scheme.opener(self.layout, made.secret)
         self.probes = [self.evaluator.admit_probe(self.encryptor.probe(person(900 + i))) for i in range(PROBES)]
         self.vectors = {}
-        self.parts = []
+        self.blocks = []
+        self.slots = []  # asked for, by block and position
 
     def add(self, shape, count, asked=None):
         first = len(self.vectors) + 1
@@ -45,28 +46,27 @@ class Gallery:
             if shape.sealed
             else self.evaluator.assemble(stored)
         )
-        self.parts.append(Part(shape, block, slots))
+        self.blocks.append(Loaded(shape, block, slots > 0))
+        self.slots.append(slots)
 
     def score(self, number, slot):
         t, q = self.vectors[slot], person(900 + number)
         return float(t @ q) if self.layout.metric.normalised else float(((t - q) ** 2).sum()) / 16
 
     def check(self, passed):
-        """What came of a pass is the parts' scores, for each probe, each once."""
-        by_probe = [[] for _ in passed[0]] if passed else []
+        """What came of a pass is the blocks' scores, for each probe, each once."""
+        places = [place for tile in passed for place in tile.places]
+        assert sorted(places) == list(range(len(self.blocks)))
         for tile in passed:
-            for results, of_probe in zip(by_probe, tile, strict=True):
-                results += of_probe
-        expected = sorted(slot for part in self.parts for slot in part.slots.tolist() if slot)
-        for number, results in enumerate(by_probe):
-            assert sorted(slot for result in results for slot in result.slots.tolist() if slot) == expected
-            for result in results:
-                shape = self.layout.shape(result.columns)
-                opened = self.opener.open(shape, [result.ciphertext])
-                assert self.opener.genuine(shape, opened.checks)
-                for position in np.flatnonzero(result.slots):
-                    found = opened.scores[0, position]
-                    assert found == pytest.approx(self.score(number, int(result.slots[position])), abs=5e-4)
+            for number, of_probe in enumerate(tile.results):
+                for place, data in zip(tile.places, of_probe, strict=True):
+                    self.check_result(number, self.blocks[place].shape, data, self.slots[place])
+
+    def check_result(self, number, shape, data, slots):
+        opened = self.opener.open(shape, [data])
+        assert self.opener.genuine(shape, opened.checks)
+        for position in np.flatnonzero(slots):
+            assert opened.scores[0, position] == pytest.approx(self.score(number, int(slots[position])), abs=5e-4)
 
 
 @both_schemes
@@ -86,8 +86,8 @@ def test_a_pass_equals_scores_one_by_one(scheme, metric, threads, count):
     ):
         gallery.add(shape, held, asked)
     timing = Timing()
-    passed = list(Scanner(threads).scan(gallery.evaluator, gallery.parts, gallery.probes[:count], timing))
-    assert all(len(tile) == count for tile in passed)
+    passed = list(Scanner(threads).scan(gallery.evaluator, gallery.blocks, gallery.probes[:count], timing))
+    assert all(len(tile.results) == count for tile in passed)
     gallery.check(passed)
     assert min(timing.expand_ms, timing.multiply_ms, timing.pass_ms) > 0
 
@@ -99,16 +99,15 @@ def test_many_tiles_come_each_once_and_in_order(scheme, threads):
     group, small, larger = gallery.layout.group, *gallery.layout.sealed_shapes[:2]
     for i in range(70):
         gallery.add((group, larger, small)[i % 3], 1)
-    passed = list(Scanner(threads).scan(gallery.evaluator, gallery.parts, gallery.probes[:2], Timing()))
+    passed = list(Scanner(threads).scan(gallery.evaluator, gallery.blocks, gallery.probes[:2], Timing()))
     gallery.check(passed)
-    for number in range(2):
-        order = [result for tile in passed for result in tile[number]]
-        columns = [result.columns for result in order]
-        assert columns == sorted(columns, reverse=True)
-        for shape in (group, small, larger):
-            slots = [int(result.slots.max()) for result in order if result.columns == shape.columns]
-            assert slots == sorted(slots)
-    assert {len({result.columns for result in tile[0]}) for tile in passed} == {1}
+    places = [place for tile in passed for place in tile.places]
+    columns = [gallery.blocks[place].shape.columns for place in places]
+    assert columns == sorted(columns, reverse=True)
+    for shape in (group, small, larger):
+        of_shape = [place for place in places if gallery.blocks[place].shape == shape]
+        assert of_shape == sorted(of_shape)
+    assert {len({gallery.blocks[place].shape for place in tile.places}) for tile in passed} == {1}
 
 
 @both_schemes
@@ -124,26 +123,26 @@ def test_two_passes_give_no_result_twice(scheme):
     gallery.add(gallery.layout.sealed_shapes[0], 2)
     scanner = Scanner(2)
     seen = {
-        result.ciphertext
+        data
         for _ in range(2)
-        for tile in scanner.scan(gallery.evaluator, gallery.parts, [gallery.probes[0]] * 2, Timing())
-        for results in tile
-        for result in results
+        for tile in scanner.scan(gallery.evaluator, gallery.blocks, [gallery.probes[0]] * 2, Timing())
+        for results in tile.results
+        for data in results
     }
-    assert len(seen) == 2 * 2 * len(gallery.parts)
+    assert len(seen) == 2 * 2 * len(gallery.blocks)
 
 
 def test_a_block_that_fails_fails_the_pass_and_no_other(scheme):
     gallery = Gallery(scheme)
     for _ in range(30):
         gallery.add(gallery.layout.sealed_shapes[0], 1)
-    whole = gallery.parts[10]
+    whole = gallery.blocks[10]
     scanner = Scanner(2)
-    gallery.parts[10] = Part(whole.shape, whole.block, whole.slots[:-1])
+    gallery.blocks[10] = Loaded(whole.shape, whole.block, whole.requested[:-1])
     with pytest.raises(ValueError, match="positions"):
-        list(scanner.scan(gallery.evaluator, gallery.parts, gallery.probes, Timing()))
-    gallery.parts[10] = whole
-    gallery.check(list(scanner.scan(gallery.evaluator, gallery.parts, gallery.probes, Timing())))
+        list(scanner.scan(gallery.evaluator, gallery.blocks, gallery.probes, Timing()))
+    gallery.blocks[10] = whole
+    gallery.check(list(scanner.scan(gallery.evaluator, gallery.blocks, gallery.probes, Timing())))
 
 
 def test_a_pass_that_nobody_waits_for_computes_little_ahead(scheme, monkeypatch):
@@ -161,11 +160,11 @@ def test_a_pass_that_nobody_waits_for_computes_little_ahead(scheme, monkeypatch)
 
     monkeypatch.setattr(scan, "_score", counted)
     scanner = Scanner(2)
-    results = scanner.scan(gallery.evaluator, gallery.parts, gallery.probes[:1], Timing())
+    results = scanner.scan(gallery.evaluator, gallery.blocks, gallery.probes[:1], Timing())
     next(results)
     results.close()
-    gallery.parts = gallery.parts[:1]
-    gallery.check(list(scanner.scan(gallery.evaluator, gallery.parts, gallery.probes, Timing())))
+    gallery.blocks = gallery.blocks[:1]
+    gallery.check(list(scanner.scan(gallery.evaluator, gallery.blocks, gallery.probes, Timing())))
     assert sum(scored) < 30
 
 
@@ -178,7 +177,7 @@ def test_passes_at_once_do_not_disturb_each_other(scheme):
     def search():
         try:
             for _ in range(4):
-                gallery.check(list(scanner.scan(gallery.evaluator, gallery.parts, gallery.probes, Timing())))
+                gallery.check(list(scanner.scan(gallery.evaluator, gallery.blocks, gallery.probes, Timing())))
         except BaseException as error:
             failures.append(error)
 
@@ -196,6 +195,6 @@ def test_what_a_pass_does_depends_on_no_slot(scheme, held):
     gallery = Gallery(scheme)
     for _ in range(5):
         gallery.add(gallery.layout.sealed_shapes[0], 3, 3 * held)
-    passed = list(Scanner(1).scan(gallery.evaluator, gallery.parts, gallery.probes[:1], Timing()))
-    assert [len(tile[0]) for tile in passed] == [2, 2, 1]
+    passed = list(Scanner(1).scan(gallery.evaluator, gallery.blocks, gallery.probes[:1], Timing()))
+    assert [len(tile.results[0]) for tile in passed] == [2, 2, 1]
     gallery.check(passed)

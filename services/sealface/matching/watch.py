@@ -1,0 +1,59 @@
+"""Keeps galleries that are searched as they are in the record: prepared before a search asks, forgotten when erased."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from sealface.errors import SealfaceError
+from sealface.matching.matcher import Matcher
+from sealface.storage.galleries import Galleries
+
+_log = structlog.get_logger("sealface.matching")
+_LOOK_S = 0.5
+_PAGE = 100
+
+
+class Watch:
+    """Looks for changes in the background, so that erased templates leave memory without a search.
+
+    Args:
+        galleries: the record.
+        matcher: what holds galleries in memory.
+    """
+
+    def __init__(self, galleries: Galleries, matcher: Matcher) -> None:
+        self._galleries = galleries
+        self._matcher = matcher
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Load all galleries that fit; returns when they are in memory. Then watch them in the background."""
+        after = ""
+        while page := self._galleries.page(after, _PAGE):
+            for gallery in page:
+                self._hold(gallery.id)
+            after = page[-1].id
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            try:
+                for gallery_id in self._matcher.stale():
+                    self._hold(gallery_id)
+            except Exception as error:
+                _log.error("not watched", error=type(error).__name__)
+
+    def _hold(self, gallery_id: str) -> None:
+        try:
+            self._matcher.hold(gallery_id)
+        except SealfaceError as error:  # a search will say so to its caller
+            _log.warning("not loaded", reason=error.reason)

@@ -1,0 +1,49 @@
+"""The process of a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sealface.cipher.scheme import Scheme
+from sealface.runtime.server import Server, ServerConfig
+from sealface.storage.database import open_sqlite
+from sealface.storage.galleries import Galleries
+from sealface.storage.record import metadata
+from sealface.workers.remote import LARGEST_MESSAGE
+from sealface.workers.servicer import WorkerServicer
+from sealface.workers.worker import Worker
+from sealface_protos.workers.v1 import worker_service_pb2, worker_service_pb2_grpc
+
+SERVICE = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker needs.
+
+    Attributes:
+        folder: the compute zone's state.
+        server: how it listens.
+        threads: how many score at once.
+        memory: bytes that the blocks of all galleries may take.
+    """
+
+    folder: Path
+    server: ServerConfig
+    threads: int = 1
+    memory: int = 1 << 62
+
+
+def worker_of(config: WorkerConfig, scheme: Scheme) -> Worker:
+    """A worker on the record."""
+    galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
+    return Worker(galleries, scheme, config.threads, config.memory)
+
+
+def build(config: WorkerConfig, scheme: Scheme) -> Server:
+    """The service, ready to start; needs a running event loop."""
+    worker = worker_of(config, scheme)
+    server = Server(replace(config.server, message_limit=LARGEST_MESSAGE), [SERVICE], background=[worker.reserve])
+    worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(worker), server.grpc)
+    return server
