@@ -137,7 +137,13 @@ def test_no_other_random_generator_in_a_browser() -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("tenseal", "cipher"), ("numba", "cipher"), ("llvmlite", "cipher"), ("deepface", "recognition")],
+    [
+        ("tenseal", "cipher"),
+        ("numba", "cipher"),
+        ("llvmlite", "cipher"),
+        ("deepface", "recognition"),
+        ("ray", "workers"),
+    ],
 )
 def test_a_library_has_one_home(library: str, home: str) -> None:
     users = {

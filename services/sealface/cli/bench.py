@@ -187,3 +187,33 @@ def _table(found: dict[str, Any]) -> Table:
 
 def _cell(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+@app.command()
+@reporting
+def workers(
+    templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 200_000,
+    dim: Annotated[int, typer.Option(help="Elements of a template.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, max=16, help="Probes in one pass.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 5,
+    ray_address: Annotated[str, typer.Option(help="A Ray cluster with two CPUs to compare with: host:port.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Compare one worker process with two, and processes with Ray actors, one thread each."""
+    from sealface_bench import workers as benchmark
+
+    found = benchmark.measure(
+        templates=templates,
+        dimension=dim,
+        batch=batch,
+        rounds=rounds,
+        ray_address=ray_address,
+        tell=lambda line: progress.print(line),
+    )
+    if as_json:
+        print_json(found)
+        return
+    table = Table("figure", "value", title=f"{templates:,} templates of {dim} elements, batches of {batch}")
+    for name, value in found.items():
+        table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else str(value))
+    console.print(table)

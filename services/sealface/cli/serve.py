@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +16,8 @@ import typer
 
 from sealface.cli.output import Exit, fail, print_json, progress, reporting
 from sealface.cli.processes import OPERATOR, ZONES, LocalServices
+from sealface.cli.workers import Pool, Workers
 
-_THREADS_A_WORKER = 4
 _PACKAGES = ("sealface", "sealface_client", "sealface_protos")
 
 
@@ -30,22 +29,6 @@ class Service(StrEnum):
     MATCHING = "matching"
     WORKER = "worker"
     EDGE = "edge"
-
-
-@dataclass(frozen=True)
-class Share:
-    """What workers may use, all together."""
-
-    threads: int
-    workers: int
-    replicas: int
-    memory_gib: float
-
-    def command(self, state: Path) -> list[str]:
-        """Starts one of the workers."""
-        threads, memory = max(1, self.threads // self.workers), self.memory_gib / self.workers
-        command = [sys.executable, "-m", "sealface.cli.main", "serve", "worker", "--with-parent", "--state", str(state)]
-        return [*command, "--threads", str(threads), "--memory", str(memory)]
 
 
 def _memory_gib() -> float:
@@ -71,6 +54,10 @@ def serve(
             min=0, envvar="SEALFACE_WORKERS", help="Worker processes of `matching`; default one for 4 threads."
         ),
     ] = 0,
+    pool: Annotated[Pool, typer.Option(envvar="SEALFACE_POOL", help="Where workers run.")] = Pool.LOCAL,
+    ray_address: Annotated[
+        str, typer.Option(envvar="SEALFACE_RAY_ADDRESS", help="The Ray cluster: host:port, or `auto`.")
+    ] = "auto",
     replicas: Annotated[int, typer.Option(min=1, envvar="SEALFACE_REPLICAS", help="Workers that hold each block.")] = 1,
     memory_gib: Annotated[
         float,
@@ -87,13 +74,12 @@ def serve(
 ) -> None:
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
     state = state.resolve()
+    shared = Workers(pool, workers, threads, int(memory_gib * (1 << 30)), replicas, ray_address)
     if service is None:
-        told = {"THREADS": threads, "WORKERS": workers, "REPLICAS": replicas, "MEMORY": memory_gib}
-        os.environ.update({f"SEALFACE_{name}": str(value) for name, value in told.items()})  # for the services
+        os.environ.update(shared.environment())  # for the services
         _serve_all(state)
     else:
-        share = Share(threads, workers or max(1, threads // _THREADS_A_WORKER), replicas, memory_gib)
-        _serve_one(service, state, listen, keys, share, max_megapixels, with_parent)
+        _serve_one(service, state, listen, keys, shared, max_megapixels, with_parent)
 
 
 def _serve_all(state: Path) -> None:
@@ -119,7 +105,7 @@ def _serve_one(
     state: Path,
     listen: str,
     keys: str,
-    share: Share,
+    shared: Workers,
     max_megapixels: float,
     with_parent: bool,
 ) -> None:
@@ -147,7 +133,10 @@ def _serve_one(
             fail("the edge service has no credential: see above")
         readable = [weights_folder(), state / "services.json"]
         readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
-    confined = confine(_PACKAGES, [zone], readable)
+    writable = [zone]
+    if service is Service.MATCHING:
+        writable += shared.folders()
+    confined = confine(_PACKAGES, writable, readable)
 
     from sealface.runtime.server import Server, ServerConfig, announce, run
 
@@ -175,15 +164,15 @@ def _serve_one(
         elif service is Service.MATCHING:
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
-            from sealface.workers.local import LocalProcesses
 
-            home = LocalProcesses(share.command(state), share.workers)
-            server = build_matching(MatchingConfig(zone, config, keys, home, share.replicas), scheme)
+            server = build_matching(
+                MatchingConfig(zone, config, keys, shared.home(state, zone), shared.replicas), scheme
+            )
         elif service is Service.WORKER:
             from sealface.workers.server import WorkerConfig
             from sealface.workers.server import build as build_worker
 
-            server = build_worker(WorkerConfig(zone, config, share.threads, int(share.memory_gib * (1 << 30))), scheme)
+            server = build_worker(WorkerConfig(zone, config, shared.threads, shared.memory), scheme)
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge
