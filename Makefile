@@ -37,11 +37,16 @@ $(VENV)/faces: $(VENV)/dev
 	@$(BIN)/python -m sealface.recognition.weights
 	@touch $@
 
+$(VENV)/servers: $(VENV)/dev deploy/servers.py
+	@$(BIN)/python -m deploy.servers
+	@touch $@
+
 demo: $(VENV)/demo
 	@$(BIN)/python clients/python/examples/demo.py
 
-test: check $(VENV)/faces
+test: check $(VENV)/faces $(VENV)/servers
 	$(BIN)/python -m pytest tests --ignore tests/cipher --ignore tests/protocol --ignore tests/storage
+	$(BIN)/python -m pytest tests/storage -m servers
 
 check: lint types protos unit
 
@@ -53,7 +58,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy
 
 unit: $(VENV)/dev
-	$(BIN)/python -m pytest tests/test_architecture.py tests/cipher tests/protocol tests/storage
+	$(BIN)/python -m pytest tests/test_architecture.py tests/cipher tests/protocol tests/storage -m "not servers"
 
 # google's files come from the package googleapis-common-protos; the last tag, once there is one, must not be broken
 protos: $(VENV)/dev
@@ -66,7 +71,7 @@ protos: $(VENV)/dev
 	cp -r build/googleapis build/last/build/ && echo "buf breaking against $$tag" && \
 	$(BIN)/buf breaking --against build/last
 
-soak: $(VENV)/faces
+soak: $(VENV)/faces $(VENV)/servers
 	SEALFACE_SOAK=1 $(BIN)/python -m pytest tests
 
 bench: $(VENV)/faces

@@ -1,0 +1,1 @@
+"""Deployment: servers beside our own, and (later) containers, Kubernetes and dashboards."""
