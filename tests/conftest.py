@@ -160,6 +160,7 @@ def dump(path: Path) -> dict[str, list[Any]]:
     try:
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         assert tables
+        tables = [table for table in tables if table != "alembic_version"]
         return {table: sorted(connection.execute(f'SELECT * FROM "{table}"').fetchall()) for table in tables}  # noqa: S608
     finally:
         connection.close()

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from deploy import servers
+from deploy.servers import LocalServer
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import NewGallery, Record
-from sealface.storage.database import open_sqlite
+from sealface.storage.database import open_database, open_sqlite, reading
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
+from sealface.storage.schema import migrate, open_record
 
 
 def new_gallery(
@@ -47,14 +51,62 @@ def open_quickly(path: Path) -> sa.Engine:
     return engine
 
 
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[LocalServer]:
+    """A server that does not wait for its disk, with a migrated database to copy."""
+    with servers.postgresql("fsync=off", "synchronous_commit=off") as server:
+        engine = open_database(server.url)
+        migrate(engine)
+        engine.dispose()
+        yield server
+
+
+def _database(server: LocalServer, name: str) -> str:
+    return f"{server.url.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: LocalServer) -> Iterator[str]:
+    """A migrated database of its own."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    admin = open_database(_database(postgresql_server, "postgres"))
+    with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE sealface")
+    admin.dispose()
+    return _database(postgresql_server, name)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "record.db"
 
 
-@pytest.fixture
-def engine(path: Path) -> sa.Engine:
-    return open_sqlite(path, metadata)
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.servers)])
+def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
+    """An empty record, in each database that is supported."""
+    if request.param == "sqlite":
+        opened = open_sqlite(request.getfixturevalue("path"), metadata)
+    else:
+        opened = open_record(Path(), request.getfixturevalue("postgresql_url"))
+    yield opened
+    opened.dispose()
+
+
+def dump(engine: sa.Engine) -> dict[str, list[Any]]:
+    """All rows by table."""
+    with reading(engine).begin() as transaction:
+        return {
+            table.name: sorted(tuple(row) for row in transaction.execute(sa.select(table)))
+            for table in metadata.sorted_tables
+        }
+
+
+def execute(engine: sa.Engine, statement: str, *values: Any) -> int:
+    """Change a record behind its service's back; returns how many rows."""
+    if engine.dialect.name == "postgresql":
+        statement = statement.replace("?", "%s")
+    with engine.begin() as transaction:
+        return transaction.exec_driver_sql(statement, values).rowcount
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 
 from sealface.storage.evaluators import Evaluators, WrongKeyVersion, WrongParameterSet, check_encryption
 from sealface.storage.galleries import TemplateDamaged
-from tests.conftest import execute, person
+from tests.conftest import person
 from tests.plain import Plain
-from tests.storage.conftest import new_gallery
+from tests.storage.conftest import execute, new_gallery
 
 
 @pytest.fixture
@@ -82,16 +82,16 @@ def test_only_so_many_are_held(make, galleries, scheme):
     assert evaluators.of(made[0]) is not held[0]
 
 
-def test_a_damaged_public_key_makes_no_evaluator(make, galleries, scheme, path):
+def test_a_damaged_public_key_makes_no_evaluator(make, galleries, scheme, engine):
     gallery, _ = make()
-    execute(path, "UPDATE galleries SET public_key = ?", b"x")
+    execute(engine, "UPDATE galleries SET public_key = ?", b"x")
     with pytest.raises(TemplateDamaged):
         Evaluators(galleries, scheme).of(gallery)
 
 
-def test_a_damaged_evaluation_key_makes_no_evaluator(make, galleries, scheme, path):
+def test_a_damaged_evaluation_key_makes_no_evaluator(make, galleries, scheme, engine):
     gallery, _ = make()
-    assert execute(path, "UPDATE gallery_evaluation_keys SET material = x'00' WHERE galois_element = 4097") == 1
+    assert execute(engine, "UPDATE gallery_evaluation_keys SET material = ? WHERE galois_element = 4097", b"\0") == 1
     with pytest.raises(TemplateDamaged):
         Evaluators(galleries, scheme).of(gallery)
 

@@ -6,8 +6,7 @@ import pytest
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import GalleryExists
 from sealface.storage.galleries import Change, Galleries, GalleryNotFound, TemplateDamaged
-from tests.conftest import dump, execute
-from tests.storage.conftest import new_gallery
+from tests.storage.conftest import dump, execute, new_gallery
 
 KEY = "keys/door/versions/1"
 
@@ -68,17 +67,17 @@ def test_many_ciphertexts_are_read_in_order(door, record, galleries):
     assert found == [(i + 1, b"%d" % i) for i in range(300)]
 
 
-def test_a_damaged_ciphertext_is_not_given_out(door, record, galleries, path):
+def test_a_damaged_ciphertext_is_not_given_out(door, record, galleries, engine):
     for i in range(3):
         record.enroll("door", KEY, "s", b"data%d" % i, f"r{i}")
-    assert execute(path, "UPDATE templates SET ciphertext = ? WHERE slot = 2", b"dataX") == 1
+    assert execute(engine, "UPDATE templates SET ciphertext = ? WHERE slot = 2", b"dataX") == 1
     with pytest.raises(TemplateDamaged):
         list(galleries.ciphertexts("door", [1, 2, 3]))
     assert list(galleries.ciphertexts("door", [1, 3])) == [(1, b"data0"), (3, b"data2")]
 
 
-def test_a_damaged_public_key_is_not_given_out(door, galleries, path):
-    assert execute(path, "UPDATE galleries SET public_key = ?", b"publiX") == 1
+def test_a_damaged_public_key_is_not_given_out(door, galleries, engine):
+    assert execute(engine, "UPDATE galleries SET public_key = ?", b"publiX") == 1
     with pytest.raises(TemplateDamaged):
         galleries.public_key("door")
 
@@ -116,12 +115,12 @@ def test_slots_and_epochs_rise_over_a_gallery_made_anew(door, record, galleries)
     assert galleries.changes("door", 0) == (first, again.epoch, [Change(4, "s0", again.epoch)])
 
 
-def test_nothing_of_a_deleted_gallery_stays_but_its_counters(door, record, path):
+def test_nothing_of_a_deleted_gallery_stays_but_its_counters(door, record, engine):
     record.enroll("door", KEY, "a", b"the ciphertext", "the-request")
     record.enroll("door", KEY, "b", b"the ciphertext", "another")
     record.erase_subject("door", "b")
     record.delete_gallery("door")
-    rows = dump(path)
+    rows = dump(engine)
     assert rows.pop("retired_galleries") == [("door", 3, 3)]
     assert not any(rows.values())
 
@@ -166,8 +165,8 @@ def test_a_second_reader_sees_what_was_committed(door, record, engine):
     assert other.counts("door") == (1, 1)
 
 
-def test_a_template_admitted_under_another_key_is_not_stored(door, record, path):
-    before = dump(path)
+def test_a_template_admitted_under_another_key_is_not_stored(door, record, engine):
+    before = dump(engine)
     with pytest.raises(GalleryNotFound):
         record.enroll("door", "keys/other/versions/1", "a", b"x", "r")
-    assert dump(path) == before
+    assert dump(engine) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealface.cli import bench, evaluate, faces, gallery, keys, serve
+from sealface.cli import bench, evaluate, faces, gallery, keys, record, serve
 
 app = typer.Typer(
     help="Face recognition that never sees a face.",
@@ -13,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve.serve)
+app.command()(record.migrate)
 app.add_typer(gallery.app, name="gallery")
 app.command()(faces.enroll)
 app.command()(faces.verify)

@@ -27,6 +27,7 @@ from sealface_client.endpoints import SERVICES_FILE
 OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
 ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "worker": "compute", "edge": "edge-service"}
+_OF_COMPUTE = {"SEALFACE_DATABASE"}
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -52,10 +53,12 @@ class LocalServices:
     Attributes:
         state: their state folder.
         addresses: service -> `host:port`.
+        environment: added to that of this process.
     """
 
     state: Path
     addresses: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     _processes: dict[str, _Process] = field(default_factory=dict)
     _lock: IO[str] | None = None
 
@@ -101,11 +104,17 @@ class LocalServices:
         command += ["--with-parent", "--listen", self.addresses.get(service, "127.0.0.1:0")]
         if service != "keys":
             command += ["--keys", self.addresses["keys"]]
-        environment = os.environ | {
-            "NUMBA_CACHE_DIR": str(zone / "numba"),
-            "TMPDIR": str(zone / f"{service}-tmp"),
-            "MALLOC_ARENA_MAX": "2",  # glibc keeps what threads have freed for each of them: a tenth of memory
-        }
+        environment = (
+            os.environ
+            | self.environment
+            | {
+                "NUMBA_CACHE_DIR": str(zone / "numba"),
+                "TMPDIR": str(zone / f"{service}-tmp"),
+                "MALLOC_ARENA_MAX": "2",  # glibc keeps what threads have freed for each of them: a tenth of memory
+            }
+        )
+        if service == "keys":  # another operator's: it is not told where compute keeps its own
+            environment = {name: value for name, value in environment.items() if name not in _OF_COMPUTE}
         died = self._processes.pop(service, None)
         if died is not None:
             died.popen.communicate()
@@ -189,10 +198,10 @@ def _compile(state: Path) -> None:
 
 
 @contextmanager
-def local_services(state: Path | None = None) -> Iterator[LocalServices]:
-    """Services for the time of a block; in a temporary state folder if none is named."""
+def local_services(state: Path | None = None, **environment: str) -> Iterator[LocalServices]:
+    """Services for the time of a block; in a temporary state folder if none is named, and with variables of theirs."""
     with TemporaryDirectory(prefix="sealface-") as temporary:
-        services = LocalServices(state or Path(temporary))
+        services = LocalServices(state or Path(temporary), environment=environment)
         try:
             services.start()
             yield services

@@ -45,6 +45,12 @@ def serve(
     state: Annotated[Path, typer.Option(envvar="SEALFACE_STATE", help="State folder.")] = Path(".state"),
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
     keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
+    database: Annotated[
+        str,
+        typer.Option(
+            envvar="SEALFACE_DATABASE", help="The record, postgresql://…; default a file in the state folder."
+        ),
+    ] = "",
     threads: Annotated[
         int, typer.Option(min=1, envvar="SEALFACE_THREADS", help="Threads of all workers; default one a core.")
     ] = os.cpu_count() or 1,
@@ -76,10 +82,10 @@ def serve(
     state = state.resolve()
     shared = Workers(pool, workers, threads, int(memory_gib * (1 << 30)), replicas, ray_address)
     if service is None:
-        os.environ.update(shared.environment())  # for the services
+        os.environ.update(shared.environment() | {"SEALFACE_DATABASE": database})  # for the services
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, shared, max_megapixels, with_parent)
+        _serve_one(service, state, listen, keys, database, shared, max_megapixels, with_parent)
 
 
 def _serve_all(state: Path) -> None:
@@ -105,6 +111,7 @@ def _serve_one(
     state: Path,
     listen: str,
     keys: str,
+    database: str,
     shared: Workers,
     max_megapixels: float,
     with_parent: bool,
@@ -160,19 +167,19 @@ def _serve_one(
             from sealface.enrollment.server import EnrollmentConfig
             from sealface.enrollment.server import build as build_enrollment
 
-            server = build_enrollment(EnrollmentConfig(zone, config, keys), scheme)
+            server = build_enrollment(EnrollmentConfig(zone, config, keys, database), scheme)
         elif service is Service.MATCHING:
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
 
-            server = build_matching(
-                MatchingConfig(zone, config, keys, shared.home(state, zone), shared.replicas), scheme
-            )
+            home = shared.home(state, zone, database)
+            matching = MatchingConfig(zone, config, keys, home, shared.replicas, database=database)
+            server = build_matching(matching, scheme)
         elif service is Service.WORKER:
             from sealface.workers.server import WorkerConfig
             from sealface.workers.server import build as build_worker
 
-            server = build_worker(WorkerConfig(zone, config, shared.threads, shared.memory), scheme)
+            server = build_worker(WorkerConfig(zone, config, shared.threads, shared.memory, database), scheme)
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge

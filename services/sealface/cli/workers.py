@@ -63,12 +63,13 @@ class Workers:
             folder.mkdir(exist_ok=True)
         return needed
 
-    def home(self, state: Path, zone: Path) -> Home:
+    def home(self, state: Path, zone: Path, database: str) -> Home:
         """Where they run.
 
         Args:
             state: the state folder.
             zone: the compute zone's part of it.
+            database: address of the record; a file in the zone if none is named.
 
         Raises:
             RayMissing: it is not installed.
@@ -80,7 +81,7 @@ class Workers:
             from sealface.workers.actors import RayActors, RayConfig
             from sealface.workers.server import WorkerConfig
 
-            config = WorkerConfig(zone, ServerConfig(), threads, memory)
+            config = WorkerConfig(zone, ServerConfig(), threads, memory, database)
             return RayActors(RayConfig(self.ray_address, self.asked, threads, memory), config)
         from sealface.workers.local import LocalProcesses
 

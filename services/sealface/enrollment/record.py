@@ -76,7 +76,8 @@ class Record:
 
     def _forget(self) -> None:
         self._forgotten = False
-        self.forget()
+        if self._engine.dialect.name == "sqlite":  # a vacuum is left to the background
+            self.forget()
 
     def create_gallery(self, new: NewGallery) -> None:
         """Make an empty gallery.
@@ -84,6 +85,12 @@ class Record:
         Raises:
             GalleryExists, KeyTaken: see there.
         """
+        try:
+            self._create_gallery(new)
+        except sa.exc.IntegrityError:  # another was made between the look and the write: now it is seen
+            self._create_gallery(new)
+
+    def _create_gallery(self, new: NewGallery) -> None:
         table = tables.galleries
         with self._engine.begin() as transaction:
             if transaction.execute(sa.select(table.c.id).where(table.c.id == new.id)).first():
@@ -167,10 +174,10 @@ class Record:
         """
         table = tables.templates
         with self._engine.begin() as transaction:
+            row = locked_gallery(transaction, gallery_id)  # first: an equal request may be under way
             known = known_request(transaction, gallery_id, request_id, subject)
             if known is not None:
                 return known
-            row = locked_gallery(transaction, gallery_id)
             if row.key_version != key_version:
                 raise not_found()
             of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
@@ -253,10 +260,10 @@ class Record:
         """
         named = import_name(subjects)
         with self._engine.begin() as transaction:
+            row = locked_gallery(transaction, gallery_id)
             known = known_request(transaction, gallery_id, request_id, named)
             if known is not None:
                 return known
-            row = locked_gallery(transaction, gallery_id)
             if row.key_version != key_version:
                 raise not_found()
             first, last = row.next_slot, row.next_slot + len(subjects) - 1

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from sealface.errors import InvalidInput, LimitExceeded
 from sealface.storage import record as tables
+from sealface.storage.database import in_utc
 from sealface.storage.galleries import GalleryNotFound, block_digest
 
 MOST_TEMPLATES = 16
@@ -159,4 +160,4 @@ def known_request(transaction: sa.Connection, gallery_id: str, request_id: str, 
         return None
     if row.subject_digest != _subject_digest(gallery_id, subject):
         raise RequestIdReused("this request id was used for another subject: draw a new one")
-    return Enrolled(row.slot, row.epoch, row.created.replace(tzinfo=UTC))
+    return Enrolled(row.slot, row.epoch, in_utc(row.created))

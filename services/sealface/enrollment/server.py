@@ -13,9 +13,8 @@ from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
-from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries
-from sealface.storage.record import metadata
+from sealface.storage.schema import open_record
 from sealface_protos.enrollment.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
 
 SERVICE = enrollment_service_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name
@@ -29,17 +28,18 @@ class EnrollmentConfig:
         folder: the compute zone's state, shared with the matching service.
         server: how it listens.
         keys: address of the key service.
+        database: address of the record; a file in the folder if none is named.
     """
 
     folder: Path
     server: ServerConfig
     keys: str
+    database: str = ""
 
 
 def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
-    config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = open_sqlite(config.folder / "record.db", metadata)
+    engine = open_record(config.folder, config.database)
     galleries, record = Galleries(engine), Record(engine)
     keys = KeySource(connect(config.keys))
     sealer = Sealer(galleries, record, scheme)

@@ -12,9 +12,8 @@ from sealface.matching.servicer import MatchingServicer
 from sealface.matching.watch import Watch
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
-from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries
-from sealface.storage.record import metadata
+from sealface.storage.schema import open_record
 from sealface.workers.embedded import Embedded
 from sealface.workers.pool import Home, WorkerPool
 from sealface.workers.server import WorkerConfig, worker_of
@@ -35,6 +34,7 @@ class MatchingConfig:
         replicas: how many workers hold each block.
         threads: of the worker in this process.
         memory: of the worker in this process, bytes that the blocks of all galleries may take.
+        database: address of the record; a file in the folder if none is named.
     """
 
     folder: Path
@@ -44,13 +44,13 @@ class MatchingConfig:
     replicas: int = 1
     threads: int = 1
     memory: int = 1 << 62
+    database: str = ""
 
 
 def build(config: MatchingConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
-    config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
-    own = WorkerConfig(config.folder, config.server, config.threads, config.memory)
+    galleries = Galleries(open_record(config.folder, config.database))
+    own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database)
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
     matcher = Matcher(galleries, scheme, pool)
     servicer = MatchingServicer(matcher, Decider(connect(config.keys)))

@@ -6,7 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.errors import DataCorrupted, NotFound
-from sealface.storage.database import reading
+from sealface.storage.database import in_utc, reading
 from sealface.storage.record import blocks, evaluation_keys, galleries, templates, tombstones
 
 
@@ -115,7 +115,7 @@ def _gallery(row: sa.Row[Any]) -> Gallery:
         recognition=row.recognition,
         first_epoch=row.first_epoch,
         epoch=row.epoch,
-        created=row.created.replace(tzinfo=UTC),
+        created=in_utc(row.created),
     )
 
 
@@ -207,6 +207,7 @@ class Galleries:
             templates.c.gallery == gallery_id, templates.c.epoch > since
         )
         gone = sa.select(tombstones.c.slot).where(tombstones.c.gallery == gallery_id, tombstones.c.epoch > since)
+        new, gone = new.order_by(templates.c.slot), gone.order_by(tombstones.c.slot)
         open_ = sa.select(templates.c.slot).where(templates.c.gallery == gallery_id, templates.c.block.is_(None))
         sealed = sa.select(blocks.c.number, blocks.c["columns"]).where(blocks.c.gallery == gallery_id)
         with self._engine.begin() as transaction:
@@ -332,7 +333,7 @@ class Galleries:
         )
         with self._engine.begin() as transaction:
             rows = transaction.execute(query.order_by(templates.c.slot)).all()
-        return [(row.slot, row.created.replace(tzinfo=UTC)) for row in rows]
+        return [(row.slot, in_utc(row.created)) for row in rows]
 
     def subjects(self, gallery_id: str, after: str, limit: int) -> list[str]:
         """Subject ids in order, from the first after that one."""

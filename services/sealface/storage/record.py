@@ -10,10 +10,13 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # a slot needs 32 bits without a sign
+Id = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")  # in the order of their bytes
+
 galleries = sa.Table(
     "galleries",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("id", Id, primary_key=True),
     sa.Column("key_version", sa.String(128), nullable=False, unique=True),  # a key serves one gallery
     sa.Column("custody", sa.String(16), nullable=False),
     sa.Column("public_key", sa.LargeBinary, nullable=False),
@@ -25,24 +28,24 @@ galleries = sa.Table(
     sa.Column("privacy_level", sa.Integer, nullable=False),
     sa.Column("fusion", sa.Integer, nullable=False),
     sa.Column("recognition", sa.LargeBinary, nullable=False),
-    sa.Column("first_epoch", sa.Integer, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("next_slot", sa.Integer, nullable=False),
-    sa.Column("next_block", sa.Integer, nullable=False),
+    sa.Column("first_epoch", Number, nullable=False),
+    sa.Column("epoch", Number, nullable=False),
+    sa.Column("next_slot", Number, nullable=False),
+    sa.Column("next_block", Number, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
 )
 
 templates = sa.Table(
     "templates",
     metadata,
-    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
-    sa.Column("slot", sa.Integer, primary_key=True),
-    sa.Column("subject", sa.String(64), nullable=False),
-    sa.Column("lead", sa.Integer, nullable=False),  # the subject's first slot
-    sa.Column("block", sa.Integer, nullable=True),  # the sealed block it lies in; none in the open tail
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("slot", Number, primary_key=True),
+    sa.Column("subject", Id, nullable=False),
+    sa.Column("lead", Number, nullable=False),  # the subject's first slot
+    sa.Column("block", Number, nullable=True),  # the sealed block it lies in; none in the open tail
     sa.Column("ciphertext", sa.LargeBinary, nullable=True),  # its own; none where a whole block was imported
     sa.Column("digest", sa.LargeBinary(32), nullable=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("epoch", Number, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
     sa.Index("templates_by_subject", "gallery", "subject"),
     sa.Index("templates_by_epoch", "gallery", "epoch"),
@@ -52,8 +55,8 @@ templates = sa.Table(
 blocks = sa.Table(
     "blocks",
     metadata,
-    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),  # never used again in this gallery
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("number", Number, primary_key=True),  # never used again in this gallery
     sa.Column("columns", sa.Integer, nullable=False),
     sa.Column("slots", sa.LargeBinary, nullable=False),  # by position, 32 bits each, 0 for none
     sa.Column("imported", sa.Boolean, nullable=False),  # its templates have no ciphertexts of their own
@@ -66,7 +69,7 @@ blocks = sa.Table(
 evaluation_keys = sa.Table(
     "gallery_evaluation_keys",
     metadata,
-    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
     sa.Column("galois_element", sa.Integer, primary_key=True),
     sa.Column("material", sa.LargeBinary, nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
@@ -75,27 +78,27 @@ evaluation_keys = sa.Table(
 tombstones = sa.Table(
     "tombstones",
     metadata,
-    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
-    sa.Column("slot", sa.Integer, primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("slot", Number, primary_key=True),
+    sa.Column("epoch", Number, nullable=False),
     sa.Index("tombstones_by_epoch", "gallery", "epoch"),
 )
 
 requests = sa.Table(
     "requests",
     metadata,
-    sa.Column("gallery", sa.String(64), sa.ForeignKey("galleries.id"), primary_key=True),
-    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("request_id", Id, primary_key=True),
     sa.Column("subject_digest", sa.LargeBinary(32), nullable=False),  # no subject id outlives its erasure
-    sa.Column("slot", sa.Integer, nullable=False),
-    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("slot", Number, nullable=False),
+    sa.Column("epoch", Number, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
 )
 
 retired = sa.Table(
     "retired_galleries",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("next_slot", sa.Integer, nullable=False),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("epoch", Number, nullable=False),
+    sa.Column("next_slot", Number, nullable=False),
 )

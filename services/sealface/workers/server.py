@@ -7,9 +7,8 @@ from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
 from sealface.runtime.server import Server, ServerConfig
-from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries
-from sealface.storage.record import metadata
+from sealface.storage.schema import open_record
 from sealface.workers.remote import LARGEST_MESSAGE
 from sealface.workers.servicer import WorkerServicer
 from sealface.workers.worker import Worker
@@ -27,17 +26,19 @@ class WorkerConfig:
         server: how it listens.
         threads: how many score at once.
         memory: bytes that the blocks of all galleries may take.
+        database: address of the record; a file in the folder if none is named.
     """
 
     folder: Path
     server: ServerConfig
     threads: int = 1
     memory: int = 1 << 62
+    database: str = ""
 
 
 def worker_of(config: WorkerConfig, scheme: Scheme) -> Worker:
     """A worker on the record."""
-    galleries = Galleries(open_sqlite(config.folder / "record.db", metadata))
+    galleries = Galleries(open_record(config.folder, config.database))
     return Worker(galleries, scheme, config.threads, config.memory)
 
 

@@ -1,0 +1,98 @@
+"""Migrations: they make what the program expects, from nothing and from what was there before them."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from sealface.enrollment.record import Record
+from sealface.storage import schema
+from sealface.storage.database import open_database
+from sealface.storage.galleries import Galleries
+from sealface.storage.record import metadata
+from tests.storage.conftest import dump, new_gallery
+
+
+def differences(engine):
+    """What the program expects otherwise than the database has it."""
+    plain = sa.create_engine(engine.url)  # SQLAlchemy reads PostgreSQL's catalogue as text
+    with plain.begin() as connection:
+        found = compare_metadata(MigrationContext.configure(connection), metadata)
+    plain.dispose()
+    return found
+
+
+@pytest.fixture
+def empty(engine):
+    """A database without tables."""
+    with engine.begin() as transaction:
+        metadata.drop_all(transaction)
+        transaction.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    return engine
+
+
+def test_migrations_make_the_tables_that_the_program_expects(empty):
+    assert schema.revision(empty) is None
+    assert schema.migrate(empty) == (None, schema.newest())
+    assert schema.revision(empty) == schema.newest()
+    assert differences(empty) == []
+    schema.check(empty)
+    Record(empty).create_gallery(new_gallery())
+    assert Galleries(empty).get("door").id == "door"
+
+
+def test_migrating_again_changes_nothing(empty):
+    schema.migrate(empty)
+    Record(empty).create_gallery(new_gallery())
+    before = dump(empty)
+    assert schema.migrate(empty) == (schema.newest(), schema.newest())
+    assert dump(empty) == before
+
+
+def test_several_at_once_migrate_once(empty):
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: schema.migrate(empty), range(6)))
+    assert sorted(str(before) for before, _ in found) == [*[schema.newest()] * 5, "None"]
+
+
+def test_a_record_from_before_migrations_is_brought_up_to_date(tmp_path):
+    first = open_database(f"sqlite:///{tmp_path / 'record.db'}")
+    config = schema._config
+    with first.begin() as connection:  # as it was: the tables of the first revision, and no word of it
+        schema.command.upgrade(config(connection), "0001")
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+    assert schema.revision(first) == "0001"
+    first.dispose()
+    opened = schema.open_record(tmp_path)
+    assert schema.revision(opened) == schema.newest()
+    assert differences(opened) == []
+
+
+def test_a_service_refuses_a_database_of_another_schema(empty):
+    with pytest.raises(schema.SchemaOutOfDate, match="sealface migrate"):
+        schema.check(empty)
+    schema.migrate(empty)
+    with empty.begin() as transaction:
+        transaction.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(schema.SchemaOutOfDate) as caught:
+        schema.check(empty)
+    assert caught.value.metadata == {"found": "9999", "needed": schema.newest()}
+
+
+@pytest.mark.servers
+def test_a_named_database_is_not_migrated_by_a_service(postgresql_url, tmp_path):
+    engine = open_database(postgresql_url)
+    with engine.begin() as transaction:
+        transaction.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(schema.SchemaOutOfDate):
+        schema.open_record(tmp_path, postgresql_url)
+    assert not list(tmp_path.iterdir())
+    engine.dispose()
+
+
+def test_the_embedded_record_is_made_on_opening(tmp_path):
+    engine = schema.open_record(tmp_path / "compute")
+    assert sa.inspect(engine).has_table("galleries")
+    assert (tmp_path / "compute").stat().st_mode & 0o777 == 0o700
