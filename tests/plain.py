@@ -4,7 +4,7 @@ Independent of the ring: scores are float64 dot products. What it keeps of a rea
 get wrong: bytes carry the key and the layout they were made for, a checksum, and a nonce, so that no two are
 equal; what meets a foreign key, or a Galois key of another version, turns into noise; positions that were not
 requested open as random, and so does a result opened as one of another shape; check positions open to zero unless
-a result was tampered with or made under another key. `sealface` does not install it and cannot import it.
+a result was tampered with or made under another key; a block is blinded bit by bit, whoever holds the key. `sealface` does not install it and cannot import it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sealface.cipher.parameters import ParameterSet
 from sealface.cipher.scheme import KeyMaterial
 from sealface.cipher.wire import MalformedCiphertext
 
-_SECRET, _PUBLIC, _EVALUATION, _TEMPLATE, _PROBE, _RESULT, _BLOCK = (b"PLN%d" % i for i in range(7))
+_SECRET, _PUBLIC, _EVALUATION, _TEMPLATE, _PROBE, _RESULT, _BLOCK, _BLINDED = (b"PLN%d" % i for i in range(8))
 _KEY, _NONCE, _DIGEST = 16, 8, 8
 _HEADER = 4 + _KEY + _DIGEST + _NONCE
 _LEVELS = 7  # of the tree: one evaluation key each
@@ -89,6 +89,12 @@ def _unseal(kind: bytes, layout: Layout, columns: int, count: int, data: bytes) 
     values = np.frombuffer(data, "<f8", count, _HEADER)
     intact = data[-_DIGEST:] == _digest(data[:-_DIGEST])
     return _Sealed(data[len(kind) : len(kind) + _KEY], intact, values)
+
+
+def _xor(values: Vector, mask: bytes) -> Vector:
+    """Values with their bits turned over where the mask's are: exact, unlike a sum."""
+    bits = values.view("<u8") ^ np.frombuffer(mask, "<u8")
+    return bits.view("<f8")
 
 
 def _vector(layout: Layout, embedding: Vector) -> Vector:
@@ -226,6 +232,17 @@ class _Evaluator:
         key = self._split(keys.pop() if len(keys) == 1 else os.urandom(_KEY), shape.columns)
         return _seal(_BLOCK, key, self._layout, shape.columns, vectors)
 
+    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, bytes]:
+        sealed = self._parse(_BLOCK, block, shape)
+        blinding = os.urandom(sealed.values.nbytes)
+        return _seal(_BLINDED, sealed.key, self._layout, shape.columns, _xor(sealed.values, blinding)), blinding
+
+    def unblind(self, shape: Shape, renewed: bytes, blinding: bytes, cleared: NDArray[np.bool_]) -> bytes:
+        sealed = self._parse(_BLINDED, renewed, shape)
+        mask = np.frombuffer(blinding, "<u8").reshape(shape.capacity, -1) * np.uint64(1)
+        mask[cleared] = 0
+        return _seal(_BLOCK, sealed.key, self._layout, shape.columns, _xor(sealed.values, mask.tobytes()))
+
     def load(self, shape: Shape, block: bytes) -> PlainBlock:
         sealed = self._parse(_BLOCK, block, shape)
         vectors = sealed.values.reshape(shape.capacity, -1)
@@ -292,6 +309,14 @@ class _Opener:
 
     def genuine(self, shape: Shape, checks: Vector) -> bool:
         return bool((checks == 0).all())
+
+    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
+        count = shape.capacity * self._layout.dimension
+        sealed = _unseal(_BLINDED, self._layout, shape.columns, count, blinded)
+        genuine = sealed.intact and sealed.key == self._key
+        values = (sealed.values if genuine else _random(count)).reshape(shape.capacity, -1).copy()
+        values[cleared] = 0
+        return _seal(_BLINDED, self._key, self._layout, shape.columns, values)
 
 
 class Plain:

@@ -44,7 +44,10 @@ def use() -> None:
             group = evaluator.assemble({3: templates[0]}, evaluator.assemble(templates))
             shape, small = layout.shape(8), layout.shape(4)
             imported = evaluator.admit_block(shape, encryptor.block(shape, vectors))
-            blocks = [evaluator.load(shape, data) for data in (imported, evaluator.seal(shape, templates))]
+            blinded, blinding = evaluator.blind(shape, imported)
+            renewed = opener.renew(shape, blinded, asked(shape, [1]))
+            stored = evaluator.unblind(shape, renewed, blinding, asked(shape, [1]))
+            blocks = [evaluator.load(shape, data) for data in (stored, evaluator.seal(shape, templates))]
             for count in (1, 5):
                 probes = [evaluator.admit_probe(encryptor.probe(vectors[0])) for _ in range(count)]
                 leaves = evaluator.expand(probes, (layout.group, shape, small))

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher import kernels, product, switching
+from sealface.cipher import kernels, product, renewal, switching
 from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.product import Words
 from sealface.cipher.randomness import Randomness
+from sealface.cipher.renewal import Blinding
 from sealface.cipher.ring import Residues
 from sealface.cipher.switching import monomial
 from sealface.cipher.wire import MalformedCiphertext, pack, packed_size, unpack
@@ -223,6 +224,32 @@ class Evaluator:
                     sums[:] = kernels.multiply_add(part, shift, sums, self._primes)
         data = pack(columns, self._primes)
         return data + pack(norms, self._primes) if self._layout.parts == 2 else data
+
+    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, Blinding]:
+        """A stored block as the key holder may open it, and what `unblind` takes off again; see `renewal`.
+
+        Raises:
+            MalformedCiphertext: see `parse`.
+        """
+        residues = self._randomise(parse(block, self._layout, shape.ciphertexts))
+        blinded, blinding = renewal.blind(residues, self._primes)
+        return pack(blinded, self._primes), blinding
+
+    def unblind(self, shape: Shape, renewed: bytes, blinding: Blinding, cleared: NDArray[np.bool_]) -> bytes:
+        """A block that the key holder has renewed, as it may be stored.
+
+        Args:
+            shape: of the block.
+            renewed: the key holder's answer.
+            blinding: of this block, used this once.
+            cleared: (capacity,) positions that the key holder was told to clear.
+
+        Raises:
+            MalformedCiphertext: see `parse`.
+        """
+        residues = parse(renewed, self._layout, shape.ciphertexts)
+        unblinded = renewal.unblind(residues, blinding, shape.taken(cleared), self._primes)
+        return pack(self._randomise(unblinded), self._primes)
 
     def load(self, shape: Shape, block: bytes) -> Block:
         """A stored block, ready to be scored.

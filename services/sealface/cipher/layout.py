@@ -300,6 +300,14 @@ class Shape:
         places: NDArray[np.int64] = a + self.layout.stride * b
         return places
 
+    def taken(self, positions: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The coefficients of each column that belong to the templates at some positions, (capacity,) of them."""
+        if positions.shape != (self.capacity,):
+            raise ValueError(f"a block of this shape has {self.capacity} positions")
+        first = self.coefficients[: self.capacity][positions]
+        places: NDArray[np.int64] = (first[:, None] + self.columns * np.arange(self.rows)).ravel()
+        return places
+
     @cached_property
     def noise(self) -> float:
         """Standard deviation of a full block's opened scores, in units of a score: an upper bound (docs/engine.md).

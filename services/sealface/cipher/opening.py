@@ -1,4 +1,4 @@
-"""The key holder's side: results to scores.
+"""The key holder's side: results to scores, and blinded blocks to fresh encryptions.
 
 Decryption is c0 + c1 s + c2 s^2 modulo one prime and an inverse transform. It is done here and not by SEAL,
 so that bytes from compute never reach SEAL's loader; a test holds it against SEAL's own.
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher import kernels
-from sealface.cipher.evaluator import RESULT_POLYNOMIALS
+from sealface.cipher import kernels, renewal
+from sealface.cipher.evaluator import RESULT_POLYNOMIALS, parse
 from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.ring import Residues
-from sealface.cipher.wire import unpack
+from sealface.cipher.wire import pack, unpack
 
 # |s^2| of 2,000 keys, and with it the variance, varied by 3 % around the model's, 12 % at most
 _MARGIN = 1.25
@@ -37,7 +37,7 @@ class Opened:
 
 
 class Opener:
-    """Opens results with a secret key. Safe for several threads.
+    """Opens results, and renews blocks, with a secret key. Safe for several threads.
 
     Args:
         layout: the gallery's layout.
@@ -46,7 +46,9 @@ class Opener:
 
     def __init__(self, layout: Layout, secret: Residues) -> None:
         self._layout = layout
-        p = layout.parameters.data_primes[0]
+        primes = layout.parameters.data_primes
+        p = primes[0]
+        self._secret = np.ascontiguousarray(secret[: len(primes)])
         self._s = secret[0]
         self._s2 = secret[0] * secret[0] % np.uint64(p)
 
@@ -84,6 +86,21 @@ class Opener:
         if checks.size == 0:
             return True
         return bool(((checks**2).mean(axis=1) <= _largest_mean_square(shape)).all())
+
+    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
+        """A blinded block encrypted afresh, with nothing at some positions; see `renewal`.
+
+        Args:
+            shape: of the block.
+            blinded: as `Evaluator.blind` made it.
+            cleared: (capacity,) positions to clear.
+
+        Raises:
+            MalformedCiphertext: it is no block of the shape, or hides nothing.
+        """
+        primes = self._layout.parameters.data_primes
+        residues = parse(blinded, self._layout, shape.ciphertexts)
+        return pack(renewal.renew(residues, self._secret, shape.taken(cleared), primes), primes)
 
 
 def _largest_mean_square(shape: Shape) -> float:

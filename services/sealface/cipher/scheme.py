@@ -70,6 +70,12 @@ class Evaluator(Protocol):
     def seal(self, shape: Shape, templates: Mapping[int, bytes], pause: Callable[[], None] = ...) -> bytes:
         """A sealed block of templates, by position, as it may be stored."""
 
+    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, Any]:
+        """A stored block as the key holder may open it, and what blinds it."""
+
+    def unblind(self, shape: Shape, renewed: bytes, blinding: Any, cleared: NDArray[np.bool_]) -> bytes:
+        """A block that the key holder has renewed without some positions, as it may be stored."""
+
     def load(self, shape: Shape, block: bytes) -> Any:
         """A stored block, ready to be scored."""
 
@@ -105,6 +111,9 @@ class Opener(Protocol):
     def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
         """Whether check positions hold nothing but noise."""
 
+    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
+        """A blinded block encrypted afresh, with nothing at some positions."""
+
 
 class Scheme(Protocol):
     """A way to compute scores on templates that cannot be read."""
@@ -133,7 +142,7 @@ class Scheme(Protocol):
         """Scores for a gallery; sealed blocks need its evaluation keys."""
 
     def opener(self, layout: Layout, secret: bytes) -> Opener:
-        """Opens a gallery's results."""
+        """Opens a gallery's results, and renews its blocks."""
 
 
 class _CkksEncryptor:
@@ -175,14 +184,17 @@ class Ckks:
             switching_key = wire.pack(np.ones((4, 3, n), np.uint64), primes)
             elements = [switching.element_of_level(level, n) for level in range(7)]
             warmed = self.evaluator(layout, key, dict.fromkeys(elements, switching_key))
-            stored = warmed.load(shape, warmed.admit_block(shape, warmed.seal(shape, {0: warmed.admit(template)})))
+            block = warmed.admit_block(shape, warmed.seal(shape, {0: warmed.admit(template)}))
             group = warmed.assemble({1: template}, warmed.assemble({0: template}))
             leaves = warmed.expand([warmed.admit_probe(template)] * 5, (layout.group, shape, layout.shape(16)))
             opener = self.opener(layout, key[: len(key) // 2])
-            for block in (stored, group):
-                asked = np.zeros(block.shape.capacity, bool)
-                for results in warmed.score([block], leaves[block.shape], [asked]):
-                    opener.open(block.shape, results)
+            blinded, blinding = warmed.blind(shape, block)
+            nobody = np.zeros(shape.capacity, bool)
+            renewed = warmed.unblind(shape, opener.renew(shape, blinded, nobody), blinding, nobody)
+            for loaded in (warmed.load(shape, renewed), group):
+                asked = np.zeros(loaded.shape.capacity, bool)
+                for results in warmed.score([loaded], leaves[loaded.shape], [asked]):
+                    opener.open(loaded.shape, results)
 
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         """A fresh key, with the Galois keys that expand a probe into up to 128 leaves (docs/engine.md)."""
@@ -225,6 +237,6 @@ class Ckks:
         return evaluator.Evaluator(layout, wire.unpack(public, 2, n, parameters.primes), keys, threads)
 
     def opener(self, layout: Layout, secret: bytes) -> opening.Opener:
-        """Opens a gallery's results."""
+        """Opens a gallery's results, and renews its blocks."""
         parameters = layout.parameters
         return opening.Opener(layout, wire.unpack(secret, 1, parameters.degree, parameters.primes)[0])
