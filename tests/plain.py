@@ -4,7 +4,8 @@ Independent of the ring: scores are float64 dot products. What it keeps of a rea
 get wrong: bytes carry the key and the layout they were made for, a checksum, and a nonce, so that no two are
 equal; what meets a foreign key, or a Galois key of another version, turns into noise; positions that were not
 requested open as random, and so does a result opened as one of another shape; check positions open to zero unless
-a result was tampered with or made under another key; a block is blinded bit by bit, whoever holds the key. `sealface` does not install it and cannot import it.
+a result was tampered with or made under another key; a block is blinded bit by bit. `sealface` does not install it and
+cannot import it.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ class _Evaluator:
         sealed = _unseal(kind, self._layout, columns, count * self._layout.dimension, data)
         if not sealed.intact:
             raise MalformedCiphertext("the checksum does not match")
-        if not sealed.values.any():  # the real one is then transparent
+        if not sealed.values.view("<u8").any():  # the real one is then transparent
             raise MalformedCiphertext("the ciphertext hides nothing")
         return sealed
 
@@ -313,10 +314,10 @@ class _Opener:
     def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
         count = shape.capacity * self._layout.dimension
         sealed = _unseal(_BLINDED, self._layout, shape.columns, count, blinded)
-        genuine = sealed.intact and sealed.key == self._key
-        values = (sealed.values if genuine else _random(count)).reshape(shape.capacity, -1).copy()
+        values = sealed.values.reshape(shape.capacity, -1).copy()
         values[cleared] = 0
-        return _seal(_BLINDED, self._key, self._layout, shape.columns, values)
+        key = self._key if sealed.intact and sealed.key == self._key else os.urandom(_KEY)  # nobody's: noise
+        return _seal(_BLINDED, key, self._layout, shape.columns, values)
 
 
 class Plain:

@@ -311,3 +311,27 @@ def test_the_bound_of_the_euclidean_metric(share: float, bound: float) -> None:
         first, second = layout.template(vector)
         assert (np.abs(first.coefficients) <= first.scale).all()
         assert second.coefficients[0] / second.scale == pytest.approx(share**2)
+
+
+@pytest.mark.parametrize("metric", [Metric.COSINE, Metric.EUCLIDEAN])
+@pytest.mark.parametrize("dimension", [16, 100, 128, 2048])
+def test_each_coefficient_belongs_to_one_position(dimension: int, metric: Metric) -> None:
+    layout = Layout(N4096, dimension, metric)
+    rng = np.random.default_rng(1)
+    for shape in layout.sealed_shapes:
+        everybody = np.ones(shape.capacity, bool)
+        taken = shape.taken(everybody)
+        checks = shape.coefficients[shape.capacity :, None] + shape.columns * np.arange(shape.rows)
+        assert sorted([*taken, *checks.ravel()]) == list(range(4096))
+        # what a template at one position puts into a block lies there and nowhere else
+        vectors = units(rng, 7, dimension)
+        whole = layout.block(shape, vectors)
+        vectors[3] = vectors[2]
+        changed = layout.block(shape, vectors)
+        third = np.arange(shape.capacity) == 3
+        for one, other in zip(whole, changed, strict=True):
+            assert set(np.flatnonzero(one.coefficients != other.coefficients)) <= set(shape.taken(third))
+        assert any((one.coefficients != other.coefficients).any() for one, other in zip(whole, changed, strict=True))
+        assert shape.taken(~everybody).size == 0
+        with pytest.raises(ValueError, match="positions"):
+            shape.taken(everybody[1:])

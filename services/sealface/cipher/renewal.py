@@ -8,7 +8,7 @@ key holder opens uniform values, compute gets a fresh encryption, and no copy of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Blinding:
         coefficients: (limbs, ciphertexts, N) uniform modulo each prime.
     """
 
-    coefficients: Residues
+    coefficients: Residues = field(repr=False)
 
 
 def blind(block: Residues, primes: tuple[int, ...]) -> tuple[Residues, Blinding]:
@@ -38,9 +38,7 @@ def blind(block: Residues, primes: tuple[int, ...]) -> tuple[Residues, Blinding]
     return _added(block, blinding.coefficients, primes), blinding
 
 
-def unblind(
-    renewed: Residues, blinding: Blinding, cleared: NDArray[np.int64], primes: tuple[int, ...]
-) -> Residues:
+def unblind(renewed: Residues, blinding: Blinding, cleared: NDArray[np.int64], primes: tuple[int, ...]) -> Residues:
     """Renewed ciphertexts without their blinding, which a cleared coefficient has lost.
 
     Were one not cleared, it would keep its blinding for good: what is erased does not depend on the key holder.
@@ -62,8 +60,7 @@ def renew(blinded: Residues, secret: Residues, cleared: NDArray[np.int64], prime
         cleared: coefficients, the same in each ciphertext.
         primes: the data primes.
     """
-    count, _, _, n = blinded.shape
-    draw = Randomness()
+    n, draw = blinded.shape[-1], Randomness()
     negative = np.array(primes, np.uint64)[:, None] - secret
     out = np.empty_like(blinded)
     for part, fresh in zip(blinded, out, strict=True):
@@ -82,5 +79,5 @@ def _added(block: Residues, coefficients: Residues, primes: tuple[int, ...]) -> 
     """Ciphertexts with polynomials (limbs, ciphertexts, N), up to p in value, added to their c0."""
     out = block.copy()
     for limb, p in enumerate(primes):
-        out[:, 0, limb] = add(block[:, 0, limb], kernels.ntt(coefficients[limb], p), np.uint64(p))
+        out[:, 0, limb] = add(block[:, 0, limb], kernels.ntt(coefficients[limb], p), np.array([p], np.uint64))
     return out
