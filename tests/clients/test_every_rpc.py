@@ -70,6 +70,15 @@ async def test_every_method_of_the_contract_answers(suite, client):
     asked = ask(suite.operator, b"probe")
     sealed = await call("Decide", keys.Decide(iter([k.DecideRequest(request=asked.signed)])))
     assert asked.read(sealed).outcome == 2
+    layout = convert.layout_from_proto("ckks-n4096-v1", answered["CreateKey"].score_format)
+    shape, version = layout.sealed_shapes[0], "keys/door/versions/1"
+    door_public = b"".join(c.data for c in await stream(keys.GetMaterial(k.GetMaterialRequest(key_version=version))))
+    evaluator, encryptor = (make(layout, door_public) for make in (client.scheme.evaluator, client.scheme.encryptor))
+    blinded, _ = evaluator.blind(shape, encryptor.block(shape, person(1)[None]))
+    header = k.RenewBlockHeader(key_version=version, columns=shape.columns, cleared=bytes(shape.capacity // 8))
+    parts = [k.RenewBlockRequest(header=header), k.RenewBlockRequest(data=blinded)]
+    renewed = await call("RenewBlock", stream(keys.RenewBlock(iter(parts))))
+    assert len(b"".join(part.data for part in renewed)) == len(blinded)
 
     e = enrollment
     await call("CreateGallery", create_gallery(client, "door", description()))

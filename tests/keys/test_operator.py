@@ -16,7 +16,7 @@ from tests.conftest import POLICY, dump, refused
 from tests.keys.conftest import create_key, new_key
 
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
-OPEN = {"GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide"}
+OPEN = {"GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide", "RenewBlock"}
 OPERATOR = [method.name for method in SERVICE.methods if method.name not in OPEN]
 CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_VERIFIER)
 REQUESTS = {

@@ -17,7 +17,9 @@ from sealface.keys.callers import Callers
 from sealface.runtime.interceptors import parsed
 
 _SERVICE = "/sealface.keys.v1.KeyService/"
-_OPEN = frozenset(_SERVICE + method for method in ("GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide"))
+_OPEN = frozenset(
+    _SERVICE + method for method in ("GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide", "RenewBlock")
+)
 
 
 class SignatureMissing(Unauthenticated):

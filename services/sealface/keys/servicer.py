@@ -13,6 +13,7 @@ from sealface.errors import LimitExceeded
 from sealface.keys.callers import Caller, Callers, Role
 from sealface.keys.judge import Hearing, InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, Keyring, version_name
+from sealface.keys.renewal import Renewal
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import result_from_wire
 from sealface.runtime.timing import SERVER_TIMING, format_timing
@@ -181,6 +182,28 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         verdict = await asyncio.to_thread(hearing.verdict, np.array(links, np.uint32).reshape(-1, 2))
         context.set_trailing_metadata(((SERVER_TIMING, format_timing({"open": hearing.opening_s * 1e3})),))
         return self._seal(hearing.request, verdict, first.layout_epoch, share)
+
+    async def RenewBlock(
+        self, request_iterator: AsyncIterator[key_service_pb2.RenewBlockRequest], context: Context
+    ) -> AsyncIterator[key_service_pb2.RenewBlockResponse]:
+        """See the contract."""
+        renewal: Renewal | None = None
+        data = bytearray()
+        async for message in request_iterator:
+            if renewal is None:
+                header = message.header
+                renewal = await asyncio.to_thread(
+                    Renewal.expect, self._keyring, header.key_version, header.columns, header.cleared
+                )
+            elif message.WhichOneof("part") != "data":
+                raise convert.missing("data")
+            data += message.data
+            renewal.check_size(len(data))
+        if renewal is None:
+            raise convert.missing("header")
+        renewed = await asyncio.to_thread(renewal.renew, bytes(data))
+        for at in range(0, len(renewed), _CHUNK_BYTES):
+            yield key_service_pb2.RenewBlockResponse(data=renewed[at : at + _CHUNK_BYTES])
 
     def _seal(
         self, request: Request, verdict: Verdict, layout_epoch: int, share_searched: float
