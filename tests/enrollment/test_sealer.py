@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from sealface.enrollment import sealer as sealer_module
+from sealface.enrollment.key_source import KeyServiceUnavailable
 from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
+from sealface.errors import SealfaceError
 from sealface.storage.galleries import Galleries, GalleryNotFound, TemplateDamaged
 from tests.conftest import POLICY, both_schemes, dump, execute, person, select
 from tests.plain import Plain
@@ -28,7 +32,10 @@ class Kept:
         self.path = folder / "record.db"
         engine = open_quickly(self.path)
         self.record, self.galleries, self.scheme = Record(engine), Galleries(engine), scheme
-        self.sealer = Sealer(self.galleries, self.record, scheme)
+        self.sealer = Sealer(self.galleries, self.record, scheme, self.renew)
+        self.asked: list[tuple[str, int, np.ndarray, bytes]] = []
+        self.managed = True
+        self.meanwhile = lambda: None
         self.layout = new_gallery().layout
         self.small, self.larger = self.layout.sealed_shapes[:2]
         self.material = scheme.generate(self.layout.parameters)
@@ -40,9 +47,19 @@ class Kept:
         self.count = 0
 
     def create(self, key=None):
-        self.record.create_gallery(
-            new_gallery(key=key, public_key=self.material.public, evaluation_keys=self.material.evaluation)
-        )
+        new = new_gallery(key=key, public_key=self.material.public, evaluation_keys=self.material.evaluation)
+        self.record.create_gallery(replace(new, managed=self.managed))
+
+    def renew(self, key_version, columns, cleared, blinded) -> Future[bytes]:
+        """The key service's part."""
+        self.asked.append((key_version, columns, cleared, blinded))
+        answer = Future()
+        try:
+            self.meanwhile()
+            answer.set_result(self.opener.renew(self.layout.shape(columns), blinded, cleared))
+        except SealfaceError as error:
+            answer.set_exception(error)
+        return answer
 
     @property
     def door(self):
@@ -295,15 +312,210 @@ def test_any_growth_and_erasure_comes_to_rest_with_nothing_lost(kept, seed):
     kept.settle()
     kept.check()
     assert len(kept.tail()) < kept.layout.best_shape(len(kept.held)).capacity
-    own = [block for block in kept.galleries.blocks("door") if not block.imported]
-    assert all(block.erased == 0 and block.live for block in own)
+    assert all(block.erased == 0 and block.live for block in kept.galleries.blocks("door"))
 
 
 # --- imported blocks
 
 
 @both_schemes
-def test_an_imported_block_stays_until_it_is_empty(kept):
+def test_an_erased_template_is_gone_when_its_imported_block_was_renewed(kept):
+    kept.import_block(4)
+    _, old = kept.galleries.block("door", 1)
+    assert kept.anywhere(old)
+    kept.erase(1, 3)
+    assert kept.blocks() == [(kept.small.columns, 2, 2)]
+    epoch = kept.door.epoch
+    assert kept.settle() == 1
+    assert kept.blocks() == [(kept.small.columns, 2, 0)]
+    assert kept.door.epoch == epoch + 1
+    slots, renewed = kept.galleries.block("door", 2)
+    assert slots.tolist() == [0, 2, 0, 4] + [0] * (kept.small.capacity - 4)
+    ((key_version, columns, cleared, blinded),) = kept.asked
+    assert (key_version, columns) == (KEY, kept.small.columns)
+    assert np.flatnonzero(cleared).tolist() == [0, 2]
+    assert not kept.anywhere(old)
+    assert not kept.anywhere(blinded)
+    assert kept.anywhere(renewed)
+    if isinstance(kept.scheme, Plain):
+        # some elements of each, as its encryptor scales them; pages of the file may cut others
+        vectors = [kept.layout._scaled(person(number)) for number in (1, 2, 3, 4)]
+        there = [any(v[at : at + 8].tobytes() in kept.bytes() for at in (0, 64)) for v in vectors]
+        assert there == [False, True, False, True]
+    kept.check()
+    before = dump(kept.path)
+    assert not kept.step()
+    assert dump(kept.path) == before
+    assert all(block.imported for block in kept.galleries.blocks("door"))
+    assert select(kept.path, "SELECT count(*) FROM templates WHERE ciphertext IS NOT NULL") == [(0,)]
+    kept.erase(2)
+    kept.settle()
+    kept.check()
+    kept.erase(4)
+    kept.settle()
+    assert kept.blocks() == []
+    assert len(kept.asked) == 2  # an empty block is dropped, not renewed
+    assert not kept.anywhere(renewed)
+
+
+def test_all_that_is_erased_from_a_block_is_cleared_at_once_the_most_first(kept):
+    kept.import_block(5)
+    kept.import_block(50)
+    kept.erase(2, *range(10, 30))
+    kept.erase(55)
+    assert kept.settle() == 2
+    assert [int(cleared.sum()) for _, _, cleared, _ in kept.asked] == [21, 1]
+    assert kept.blocks() == [(kept.small.columns, 29, 0), (kept.small.columns, 4, 0)]
+    kept.check()
+
+
+def test_all_other_work_comes_before_a_renewal(kept):
+    kept.import_block(5)
+    kept.enroll(kept.small.capacity)
+    kept.erase(1, 6)
+    kept.enroll(1)
+    assert kept.step() and kept.asked == []
+    kept.erase(7)
+    assert kept.step() and kept.asked == []
+    assert kept.settle() == 1
+    assert len(kept.asked) == 1
+    assert all(erased == 0 for _, _, erased in kept.blocks())
+    kept.check()
+
+
+@both_schemes
+def test_who_is_erased_while_a_block_is_renewed_is_masked_and_cleared_by_the_next(kept):
+    kept.import_block(5)
+    kept.erase(1)
+    acts = [lambda: kept.erase(2, 4), lambda: None]
+    kept.meanwhile = lambda: acts.pop(0)()
+    assert kept.step()
+    assert kept.blocks() == [(kept.small.columns, 2, 2)]
+    _, old = kept.galleries.block("door", 2)
+    kept.check()
+    assert kept.settle() == 1
+    assert [np.flatnonzero(cleared).tolist() for _, _, cleared, _ in kept.asked] == [[0], [1, 3]]
+    assert kept.blocks() == [(kept.small.columns, 2, 0)]
+    assert kept.galleries.block("door", 3)[0][:5].tolist() == [0, 0, 3, 0, 5]
+    assert not kept.anywhere(old)
+    kept.check()
+
+
+def test_when_all_are_erased_while_a_block_is_renewed_there_is_none(kept):
+    kept.import_block(3)
+    kept.erase(1)
+    kept.meanwhile = lambda: kept.erase(2, 3)
+    kept.step()
+    assert kept.blocks() == []
+    kept.settle()
+    kept.check()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_gallery_that_is_deleted_while_a_block_is_renewed_gets_none(kept, again):
+    kept.import_block(3)
+    kept.erase(1)
+    after = []
+
+    def delete():
+        kept.record.delete_gallery("door")
+        kept.held.clear()
+        if again:
+            kept.create()
+            kept.import_block(2)
+        after.append(dump(kept.path))
+
+    kept.meanwhile = delete
+    assert not kept.step()
+    assert dump(kept.path) == after[0]
+
+
+@both_schemes
+def test_what_cannot_be_renewed_is_lost_nothing_and_tried_again_later(kept, monkeypatch):
+    kept.import_block(5)
+    kept.enroll(kept.small.capacity - 1)
+    kept.erase(1)
+
+    def away():
+        raise KeyServiceUnavailable("the key service does not answer: try again")
+
+    kept.meanwhile = away
+    before = dump(kept.path)
+    with capture_logs() as logs:
+        assert not kept.step()
+        assert dump(kept.path) == before
+        assert not kept.step()  # not at once
+    assert [(line["event"], line["reason"]) for line in logs] == [("not renewed", "KEY_SERVICE_UNAVAILABLE")]
+    assert len(kept.asked) == 1
+    kept.enroll(1)
+    assert kept.settle() == 1  # all else goes on
+    kept.check()
+    kept.meanwhile = lambda: None
+    waited = sealer_module.time.monotonic() + sealer_module._RETRY_S
+    monkeypatch.setattr(sealer_module.time, "monotonic", lambda: waited)
+    assert kept.settle() == 1
+    assert sorted(kept.blocks()) == [(kept.small.columns, 4, 0), (kept.small.columns, kept.small.capacity, 0)]
+    assert kept.asked[0][3] != kept.asked[1][3]  # blinded anew
+    kept.check()
+
+
+@both_schemes
+@pytest.mark.parametrize("answer", [b"", b"\xff" * 100, None], ids=["nothing", "anything", "cut off"])
+def test_an_answer_that_is_no_block_is_not_stored(kept, answer):
+    kept.import_block(3)
+    kept.erase(1)
+    before = dump(kept.path)
+    renew = kept.opener.renew
+
+    def wrong(shape, blinded, cleared):
+        return renew(shape, blinded, cleared)[:-1] if answer is None else answer
+
+    kept.opener.renew = wrong
+    with capture_logs() as logs:
+        assert not kept.step()
+    assert logs[0]["reason"] == "MALFORMED_CIPHERTEXT"
+    assert dump(kept.path) == before
+    kept.check()
+
+
+def test_a_damaged_block_is_not_renewed(kept):
+    kept.import_block(3)
+    kept.erase(1)
+    execute(kept.path, "UPDATE blocks SET ciphertext = x'00'")
+    before = dump(kept.path)
+    with capture_logs() as logs:
+        assert not kept.step()
+    assert logs[0]["reason"] == "TEMPLATE_DAMAGED"
+    assert dump(kept.path) == before
+    assert kept.asked == []
+
+
+@pytest.mark.parametrize("where", ["insert_block", "advance"])
+def test_a_renewal_that_dies_changes_nothing_and_can_be_done_again(kept, monkeypatch, where):
+    from sealface.enrollment import record as record_module
+
+    kept.import_block(3)
+    kept.erase(1)
+    before = dump(kept.path)
+
+    def die(*_arguments, **_named):
+        raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(record_module, where, die)
+        with pytest.raises(Died):
+            kept.step()
+    assert dump(kept.path) == before
+    assert kept.settle() == 1
+    kept.check()
+
+
+@both_schemes
+def test_an_imported_block_of_a_client_held_key_stays_until_it_is_empty(tmp_path, scheme):
+    kept = Kept(tmp_path, scheme)
+    kept.record.delete_gallery("door")
+    kept.managed = False
+    kept.create()
     kept.import_block(3)
     _, block = kept.galleries.block("door", 1)
     kept.erase(1)
@@ -316,6 +528,7 @@ def test_an_imported_block_stays_until_it_is_empty(kept):
     assert kept.step()
     assert kept.blocks() == []
     assert not kept.anywhere(block)
+    assert kept.asked == []
 
 
 def test_an_imported_block_is_not_merged_and_keeps_nobody_from_it(kept):
@@ -326,7 +539,7 @@ def test_an_imported_block_is_not_merged_and_keeps_nobody_from_it(kept):
     kept.check()
     assert sum(live for _, live, _ in kept.blocks()) + len(kept.tail()) == len(kept.held)
     imported = [block for block in kept.galleries.blocks("door") if block.imported]
-    assert [(block.number, block.erased) for block in imported] == [(1, 39)]
+    assert [(block.live, block.erased) for block in imported] == [(kept.small.capacity - 39, 0)]
     assert len([block for block in kept.galleries.blocks("door") if block.columns == kept.larger.columns]) >= 1
 
 
@@ -603,3 +816,122 @@ async def test_a_client_held_gallery_is_sealed_as_well(suite, fill):
     gallery = await fill("safe", client_held=True)
     await suite.sealed(gallery.layout.sealed_shapes[0].capacity)
     assert [found.subject for found in (await gallery.identify(person(3))).candidates] == ["s3"]
+
+
+# --- renewals by the key service
+
+
+async def imported(gallery, count):
+    return [block async for block in gallery.import_many((f"i{n}", person(1000 + n)) for n in range(count))]
+
+
+async def renewed(suite, *live):
+    """Wait until imported blocks hold so many live templates each, and no others."""
+    query = (
+        "SELECT count(slot) FROM blocks LEFT JOIN templates "
+        "ON templates.gallery = blocks.gallery AND templates.block = blocks.number "
+        "WHERE imported AND erased = 0 GROUP BY blocks.gallery, blocks.number ORDER BY 1"
+    )
+    found = []
+    for _ in range(400):
+        found = [row[0] for row in select(suite.compute / "record.db", query)]
+        if found == sorted(live):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"renewed are {found}")
+
+
+def who(found):
+    return [candidate.subject for candidate in found.candidates]
+
+
+@both_schemes
+async def test_an_erased_template_of_an_imported_block_leaves_the_record(suite, door):
+    await imported(door, 8)
+    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM blocks")
+    parts = [old[:36]] if isinstance(suite.scheme, Plain) else [old[at : at + 32] for at in range(0, len(old), 9000)]
+    assert await door.erase("i3") == 1
+    await renewed(suite, 7)
+    ((slots,),) = select(suite.compute / "record.db", "SELECT slots FROM blocks")
+    assert np.frombuffer(slots, "<u4")[:9].tolist() == [1, 2, 3, 0, 5, 6, 7, 8, 0]
+    for _ in range(100):  # the log is emptied when no reader is in its way
+        files = b"".join(f.read_bytes() for f in suite.compute.iterdir() if f.name.startswith("record.db"))
+        if not any(part in files for part in parts):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        raise AssertionError("the old block is still there")
+    assert who(await door.identify(person(1003))) == []
+    for number in (0, 2, 4, 7):
+        assert who(await door.identify(person(1000 + number))) == [f"i{number}"]
+        assert (await door.verify(f"i{number}", person(1000 + number))).match
+    await asyncio.gather(*(door.erase(f"i{number}") for number in (0, 2, 4)))
+    await renewed(suite, 4)
+    assert who(await door.identify(person(1007))) == ["i7"]
+    assert who(await door.identify(person(1002))) == []
+
+
+async def test_while_the_key_service_is_away_all_else_goes_on_and_then_it_is_renewed(suite, fill, monkeypatch):
+    monkeypatch.setattr(sealer_module, "_RETRY_S", 0.2)
+    gallery = await fill(count=0)
+    capacity = gallery.layout.sealed_shapes[0].capacity
+    await imported(gallery, 5)
+    with capture_logs() as logs:
+        await suite.stop("keys")
+        await gallery.erase("i1")
+        for _ in range(200):
+            if [line for line in logs if line["event"] == "not renewed"]:
+                break
+            await asyncio.sleep(0.05)
+        assert {line["reason"] for line in logs if line["event"] == "not renewed"} == {"KEY_SERVICE_UNAVAILABLE"}
+        results = [result async for result in gallery.enroll_many((f"s{i}", person(i)) for i in range(capacity))]
+        assert len(results) == capacity
+        await suite.sealed(capacity, 4)
+        assert select(suite.compute / "record.db", "SELECT erased FROM blocks WHERE imported") == [(1,)]
+        await suite.start("keys")
+        await renewed(suite, 4)
+    assert who(await gallery.identify(person(1002))) == ["i2"]
+    assert who(await gallery.identify(person(1001))) == []
+
+
+async def test_a_gallery_whose_key_is_gone_keeps_no_other_from_being_renewed(suite, client, monkeypatch):
+    monkeypatch.setattr(sealer_module, "_RETRY_S", 0.2)
+    first = await client.create_gallery("a-keyless", policy=POLICY)
+    second = await client.create_gallery("b-good", policy=POLICY)
+    for gallery in (first, second):
+        await imported(gallery, 3)
+    await suite.stop("keys")
+    for table in ("evaluation_keys", "key_versions"):
+        execute(suite.keys / "keys.db", f"DELETE FROM {table} WHERE key = 'a-keyless'")  # noqa: S608
+    await suite.start("keys")
+    with capture_logs() as logs:
+        await first.erase("i0")
+        await second.erase("i0")
+        await renewed(suite, 2)
+    rows = select(suite.compute / "record.db", "SELECT gallery, erased FROM blocks ORDER BY 1")
+    assert rows == [("a-keyless", 1), ("b-good", 0)]
+    assert {line["reason"] for line in logs if line["event"] == "not renewed"} == {"KEY_NOT_FOUND"}
+
+
+async def test_the_service_stops_while_a_block_is_renewed(suite, door, monkeypatch):
+    from sealface.keys.renewal import Renewal
+
+    began, release = threading.Event(), threading.Event()
+    renew = Renewal.renew
+
+    def slow(self, blinded):
+        began.set()
+        release.wait(20)
+        return renew(self, blinded)
+
+    monkeypatch.setattr(Renewal, "renew", slow)
+    await imported(door, 3)
+    await door.erase("i0")
+    assert await asyncio.to_thread(began.wait, 10)
+    before = suite.record()
+    await asyncio.wait_for(suite.stop("enrollment"), 15)
+    assert suite.record() == before
+    release.set()
+    await suite.start("enrollment")
+    await renewed(suite, 2)
+    assert who(await door.identify(person(1001))) == ["i1"]

@@ -1,17 +1,22 @@
-"""Public material from the key service."""
+"""What the key service gives to compute: public material, and renewed blocks."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterator
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from sealface.errors import Unavailable
 from sealface.runtime.status import from_rpc_error
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _DEADLINE_S = 20.0
+_RENEWAL_DEADLINE_S = 60.0
+_CHUNK_BYTES = 1 << 20
 
 
 class KeyServiceUnavailable(Unavailable):
@@ -19,14 +24,14 @@ class KeyServiceUnavailable(Unavailable):
 
 
 class KeySource:
-    """Reads keys from the key service.
+    """Asks the key service.
 
     Args:
         channel: to the key service.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = key_service_pb2_grpc.KeyServiceStub(channel)
+        self._stub: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(channel)
 
     async def fetch(self, name: str) -> tuple[key_pb2.Key, bytes, dict[int, bytes]]:
         """A key, and the public key and the Galois keys, by element, of its primary version.
@@ -50,3 +55,37 @@ class KeySource:
         if hashlib.sha256(public).digest() != key.public_key_digest:
             raise KeyServiceUnavailable("the public key arrived incomplete: try again")
         return key, public, dict(found)
+
+    async def renew(self, key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> bytes:
+        """A blinded block encrypted afresh.
+
+        Args:
+            key_version: it is encrypted under.
+            columns: of its shape.
+            cleared: (capacity,) positions that are to hold nothing.
+            blinded: as the evaluator made it; once, a call that failed is blinded anew.
+
+        Raises:
+            KeyServiceUnavailable: try again.
+            SealfaceError: what the key service said, a client-held key for one.
+        """
+        header = key_service_pb2.RenewBlockHeader(
+            key_version=key_version,
+            columns=columns,
+            cleared=np.packbits(cleared, bitorder="little").tobytes(),
+        )
+        renewed = bytearray()
+        try:
+            async for part in self._stub.RenewBlock(_messages(header, blinded), timeout=_RENEWAL_DEADLINE_S):
+                renewed += part.data
+                if len(renewed) > len(blinded):
+                    break  # its length is refused where it is parsed
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error, KeyServiceUnavailable("the key service does not answer: try again")) from None
+        return bytes(renewed)
+
+
+def _messages(header: key_service_pb2.RenewBlockHeader, data: bytes) -> Iterator[key_service_pb2.RenewBlockRequest]:
+    yield key_service_pb2.RenewBlockRequest(header=header)
+    for at in range(0, len(data), _CHUNK_BYTES):
+        yield key_service_pb2.RenewBlockRequest(data=data[at : at + _CHUNK_BYTES])

@@ -298,6 +298,8 @@ class Record:
         slots: NDArray[np.uint32],
         ciphertext: bytes,
         replaced: Collection[int],
+        *,
+        imported: bool = False,
     ) -> bool:
         """Put a sealed block in the place of open templates, and of blocks whose templates are in it.
 
@@ -309,6 +311,7 @@ class Record:
             slots: (capacity,) by position, 0 for none.
             ciphertext: the block.
             replaced: blocks that are dropped.
+            imported: whether its templates have no ciphertexts of their own.
 
         Returns:
             Whether it was stored; not if the gallery was made anew, or a replaced block is gone.
@@ -336,7 +339,7 @@ class Record:
                     columns,
                     slots.astype("<u4").tobytes(),
                     ciphertext,
-                    imported=False,
+                    imported=imported,
                     erased=len(held) - live,
                 )
             advance(transaction, gallery.id, row.epoch + 1, next_block=row.next_block + 1)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
@@ -41,8 +46,12 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     engine = open_record(config.folder, config.database)
     galleries, record = Galleries(engine), Record(engine)
-    keys = KeySource(connect(config.keys))
-    sealer = Sealer(galleries, record, scheme)
+    keys, loop = KeySource(connect(config.keys)), asyncio.get_running_loop()
+
+    def renew(key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
+        return asyncio.run_coroutine_threadsafe(keys.renew(key_version, columns, cleared, blinded), loop)
+
+    sealer = Sealer(galleries, record, scheme, renew)
     servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, sealer.wake)
     server = Server(config.server, [SERVICE], background=[sealer])
     enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(servicer, server.grpc)
