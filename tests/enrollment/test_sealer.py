@@ -13,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from sealface.enrollment import sealer as sealer_module
+from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.key_source import KeyServiceUnavailable
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
 from sealface.errors import SealfaceError
@@ -32,7 +34,8 @@ class Kept:
         self.path = folder / "record.db"
         engine = open_quickly(self.path)
         self.record, self.galleries, self.scheme = Record(engine), Galleries(engine), scheme
-        self.sealer = Sealer(self.galleries, self.record, scheme, self.renew)
+        self.sealer, self.leases = Sealer(self.galleries, self.record, scheme, self.renew), Leases(engine)
+        self.pause = lambda: None
         self.asked: list[tuple[str, int, np.ndarray, bytes]] = []
         self.managed = True
         self.meanwhile = lambda: None
@@ -88,7 +91,7 @@ class Kept:
         self.held = {slot: subject for slot, subject in self.held.items() if subject not in {f"s{n}" for n in numbers}}
 
     def step(self) -> bool:
-        return self.sealer.step(self.door)
+        return self.sealer.step(self.door, self.leases.take("door"), self.pause)
 
     def settle(self) -> int:
         """Steps until there is nothing left to do."""
@@ -551,15 +554,13 @@ class Meanwhile:
 
     def __init__(self, kept, monkeypatch, act):
         self.acted = 0
-        pause = kept.sealer._pause
 
         def then():
             self.acted += 1
             if self.acted == 1:
                 act()
-            pause()
 
-        monkeypatch.setattr(kept.sealer, "_pause", then)
+        monkeypatch.setattr(kept, "pause", then)
 
 
 @both_schemes
@@ -657,7 +658,7 @@ def test_a_step_that_dies_changes_nothing_and_can_be_done_again(kept, monkeypatc
 
     with monkeypatch.context() as patched:
         if "pause" in where:
-            patched.setattr(kept.sealer, "_pause", die)
+            patched.setattr(kept, "pause", die)
         elif where == "evaluator":
             patched.setattr(kept.sealer._evaluators.of(kept.door), "seal", die)
         else:
@@ -740,7 +741,7 @@ async def test_the_service_seals_by_itself_and_answers_meanwhile(suite, fill):
 
 
 async def test_what_was_left_over_is_sealed_at_the_next_start(suite, client, fill, monkeypatch):
-    monkeypatch.setattr(Sealer, "start", lambda self: None)
+    monkeypatch.setattr(Housekeeper, "start", lambda self: None)
     await suite.restart("enrollment")
     gallery = await fill()
     await asyncio.sleep(0.1)
@@ -767,7 +768,7 @@ async def test_the_service_stops_in_the_middle_of_a_block(suite, fill, monkeypat
         before = suite.record()
         await asyncio.wait_for(suite.stop("enrollment"), 20)
         assert suite.record() == before
-        assert not [thread for thread in threading.enumerate() if thread.name == "sealer"]
+        assert not [thread for thread in threading.enumerate() if thread.name == "housekeeper"]
     await suite.start("enrollment")
     await suite.sealed(gallery.layout.sealed_shapes[0].capacity)
 
@@ -777,7 +778,7 @@ def _public(scheme):
 
 
 async def test_a_gallery_that_cannot_be_sealed_keeps_no_other_from_it(suite, client, fill, monkeypatch):
-    monkeypatch.setattr(Sealer, "start", lambda self: None)
+    monkeypatch.setattr(Housekeeper, "start", lambda self: None)
     await suite.restart("enrollment")
     damaged = await fill("a-damaged")
     keyless = await fill("b-keyless")
@@ -792,22 +793,21 @@ async def test_a_gallery_that_cannot_be_sealed_keeps_no_other_from_it(suite, cli
 
 
 async def test_after_a_failure_it_is_tried_again(suite, fill, monkeypatch):
-    monkeypatch.setattr(sealer_module, "_RETRY_S", 0.05)
     failed = []
     step = Sealer.step
 
-    def first_fails(self, gallery):
+    def first_fails(self, gallery, *arguments):
         if len(failed) < 2:
             failed.append(gallery.id)
             raise OSError("/var/lib/no-space-left 4711")
-        return step(self, gallery)
+        return step(self, gallery, *arguments)
 
     monkeypatch.setattr(Sealer, "step", first_fails)
     with capture_logs() as logs:
         gallery = await fill()
         await suite.sealed(gallery.layout.sealed_shapes[0].capacity)
     assert len(failed) == 2
-    said = [line for line in logs if line["event"] == "not sealed"]
+    said = [line for line in logs if line["event"] == "not finished"]
     assert said and all(line["error"] == "OSError" for line in said)
     assert "4711" not in str(logs)
 

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
 from sealface.matching.shard import GalleryChanging, Shard
 from sealface.storage.galleries import Galleries, GalleryNotFound, TemplateDamaged
@@ -25,7 +26,7 @@ class Model:
     def __init__(self, path, scheme):
         self.path = path / "record.db"
         engine = open_quickly(self.path)
-        self.record, self.galleries = Record(engine), Galleries(engine)
+        self.record, self.galleries, self.leases = Record(engine), Galleries(engine), Leases(engine)
         layout = new_gallery().layout
         material = scheme.generate(layout.parameters)
         self.record.create_gallery(new_gallery(public_key=material.public, evaluation_keys=material.evaluation))
@@ -72,14 +73,14 @@ class Model:
         templates = dict(self.galleries.ciphertexts("door", slots))
         assert len(templates) == len(slots)
         block = self.evaluator.seal(shape, {i: templates[slot] for i, slot in enumerate(slots)})
-        assert self.record.seal(gallery, shape.columns, placed, block, replaced)
+        assert self.record.seal(gallery, self.leases.take("door"), shape.columns, placed, block, replaced)
 
     def seal_some(self, rng: random.Random) -> None:
         """A block of some open templates and of some blocks', or one dropped that is empty."""
         blocks = self.galleries.blocks("door")
         for block in blocks:
             if not block.live:
-                self.record.drop_block(self.galleries.get("door"), block.number)
+                self.record.drop_block(self.galleries.get("door"), self.leases.take("door"), block.number)
         shape = rng.choice(self.shapes)
         own = [block for block in blocks if not block.imported and block.live]
         replaced = [block.number for block in own if rng.random() < 0.5]
@@ -161,7 +162,7 @@ def test_any_sequence_of_changes_equals_a_dictionary(model, scheme, seed):
         model.erase(subject)
     model.check()
     for block in model.galleries.blocks("door"):
-        model.record.drop_block(model.galleries.get("door"), block.number)
+        model.record.drop_block(model.galleries.get("door"), model.leases.take("door"), block.number)
     model.check()
     assert model.shard.refresh().parts == ()
     assert model.store.nbytes == 0
@@ -292,7 +293,7 @@ def test_a_block_whose_templates_are_all_erased_is_still_there_until_it_is_dropp
     model.erase("b")
     (part,) = model.shard.refresh().parts
     assert not part.slots.any()
-    model.record.drop_block(model.galleries.get("door"), 1)
+    model.record.drop_block(model.galleries.get("door"), model.leases.take("door"), 1)
     assert model.shard.refresh().parts == ()
 
 

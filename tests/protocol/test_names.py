@@ -41,6 +41,8 @@ def test_another_opaque_id_is_refused(value):
         names.check_opaque(value, "subject_id")
     with pytest.raises(names.InvalidName):
         names.subject(f"galleries/door/subjects/{value}")
+    with pytest.raises(names.InvalidName):
+        names.operation(f"galleries/door/operations/{value}")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def test_another_opaque_id_is_refused(value):
 def test_a_name_of_another_collection_is_refused(name):
     with pytest.raises(names.InvalidName):
         names.id_of(name, "keys")
+    with pytest.raises(names.InvalidName):
+        names.operation(name)
 
 
 @pytest.mark.parametrize("number", ["0", "01", "-1", "", "1e3", "1/2", "9999999999", "１"])

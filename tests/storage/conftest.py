@@ -93,11 +93,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
 
 
 def dump(engine: sa.Engine) -> dict[str, list[Any]]:
-    """All rows by table."""
+    """All rows by table, but for who works on what."""
     with reading(engine).begin() as transaction:
         return {
             table.name: sorted(tuple(row) for row in transaction.execute(sa.select(table)))
             for table in metadata.sorted_tables
+            if table.name != "leases"
         }
 
 

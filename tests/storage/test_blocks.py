@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.rows import RequestIdReused, TooManyTemplates
 from sealface.storage.galleries import BlockInfo, GalleryNotFound, TemplateDamaged
 from tests.storage.conftest import dump, execute, new_gallery
@@ -37,11 +38,17 @@ def import_block(door, record):
 
 
 @pytest.fixture
-def seal(galleries, record):
+def leases(engine):
+    return Leases(engine)
+
+
+@pytest.fixture
+def seal(galleries, record, leases):
+
     def sealed(slots, ciphertext=b"sealed", replaced=(), gallery=None):
         placed = np.zeros(CAPACITY, np.uint32)
         placed[: len(slots)] = slots
-        return record.seal(gallery or galleries.get("door"), COLUMNS, placed, ciphertext, replaced)
+        return record.seal(gallery or galleries.get("door"), leases.take("door"), COLUMNS, placed, ciphertext, replaced)
 
     return sealed
 
@@ -122,7 +129,7 @@ def test_blocks_are_replaced_in_one_step(enroll, seal, record, galleries):
     assert rows(galleries.placement("door", 0)) == rows(before)
 
 
-def test_what_was_erased_while_it_was_sealed_is_counted(enroll, seal, record, galleries):
+def test_what_was_erased_while_it_was_sealed_is_counted(enroll, seal, record, galleries, leases):
     enroll("a", "b", "c")
     record.erase_subject("door", "b")
     assert seal([1, 2, 3])
@@ -132,7 +139,7 @@ def test_what_was_erased_while_it_was_sealed_is_counted(enroll, seal, record, ga
     record.erase_subject("door", "c")
     assert galleries.blocks("door") == [BlockInfo(1, COLUMNS, False, 3, 0)]
     before = galleries.epochs("door")[1]
-    record.drop_block(galleries.get("door"), 1)
+    record.drop_block(galleries.get("door"), leases.take("door"), 1)
     assert galleries.blocks("door") == []
     assert galleries.epochs("door")[1] == before + 1
     enroll("d")

@@ -19,7 +19,7 @@ from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError
 from sealface_client.gallery import AsyncGallery
-from sealface_client.results import Enrolled, Identification, Imported, Verification
+from sealface_client.results import Enrolled, Erasure, Identification, Imported, Verification
 from sealface_client.sync import Client, Gallery
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Credential",
     "Endpoints",
     "Enrolled",
+    "Erasure",
     "Gallery",
     "Identification",
     "Imported",

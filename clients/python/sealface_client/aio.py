@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,11 +24,11 @@ from sealface_client.channels import OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError, translated
 from sealface_client.faces import Faces
-from sealface_client.gallery import AsyncGallery
+from sealface_client.gallery import AsyncGallery, duration
 from sealface_client.held_keys import KeyFolder
 from sealface_client.policies import default_policy
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
-from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
+from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2, operation_pb2_grpc
 from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
@@ -82,6 +83,9 @@ class AsyncClient:
         )
         self.matching: matching_service_pb2_grpc.MatchingServiceAsyncStub = (
             matching_service_pb2_grpc.MatchingServiceStub(self._channels[2])
+        )
+        self.operations: operation_pb2_grpc.OperationServiceAsyncStub = operation_pb2_grpc.OperationServiceStub(
+            self._channels[1]
         )
         self._verifying_key: bytes | None = None
 
@@ -146,6 +150,7 @@ class AsyncClient:
         anti_spoofing: bool = False,
         largest_norm: float | None = None,
         edge: bool = False,
+        retention: timedelta | None = None,
     ) -> AsyncGallery:
         """Make a key and a gallery of the same id.
 
@@ -162,6 +167,7 @@ class AsyncClient:
             largest_norm: bound on an embedding's length, for the euclidean metric only; default four times the
                 verification threshold.
             edge: whether an edge service embeds and encrypts for the gallery's callers.
+            retention: how long a template is kept after it was enrolled; None until it is erased.
 
         Raises:
             ServiceError: what a service refused.
@@ -190,6 +196,7 @@ class AsyncClient:
             ),
             privacy_level=level,
             fusion=gallery_pb2.FUSION_NEAREST,
+            retention=duration(retention),
         )
         request = enrollment.CreateGalleryRequest(gallery_id=gallery_id, gallery=gallery)
         with translated("enrollment"):

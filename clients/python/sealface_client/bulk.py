@@ -31,6 +31,7 @@ class BulkImport:
         shape: of the blocks.
         encrypt: a block of embeddings (n, d).
         timeout_s: deadline of each block's call.
+        operation_id: of the import that the blocks are part of, if they are.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class BulkImport:
         shape: Shape,
         encrypt: Encrypt,
         timeout_s: float,
+        operation_id: str = "",
     ) -> None:
         self._stub = stub
         self._gallery = gallery
         self._shape = shape
         self._encrypt = encrypt
         self._timeout_s = timeout_s
+        self._operation = f"{gallery.name}/operations/{operation_id}" if operation_id else ""
 
     async def run(self, faces: Iterable[tuple[str, NDArray[np.float64]]]) -> AsyncIterator[Imported]:
         """Import; yields after each block. What is wrong with a block is raised when those before it are stored."""
@@ -87,6 +90,7 @@ class BulkImport:
             key_version=self._gallery.key_version,
             parameter_set=self._gallery.parameter_set,
             request_id=uuid.uuid4().hex,
+            operation=self._operation,
         )
         with translated("enrollment"):
             response = await self._stub.ImportBlock(_messages(header, data), timeout=self._timeout_s)

@@ -6,11 +6,14 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Encryptor
@@ -24,8 +27,9 @@ from sealface_client.decisions import PendingDecision
 from sealface_client.errors import ServiceError, from_status, translated
 from sealface_client.faces import Face, pipeline_of
 from sealface_client.held_keys import LocalJudge
+from sealface_client.operations import AsyncOperations
 from sealface_client.outgoing import Outgoing
-from sealface_client.results import Enrolled, Identification, Imported, Named, Verification
+from sealface_client.results import Check, Enrolled, Erasure, Identification, Imported, Named, Verification
 from sealface_client.searches import Search
 from sealface_client.slots import SlotTable
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
@@ -42,6 +46,11 @@ _ATTEMPTS = 4
 
 class SubjectNotFound(NotFound):
     """The gallery has no such subject."""
+
+
+def duration(retention: timedelta | None) -> Duration | None:
+    """A retention as the contract has it: whole seconds."""
+    return None if retention is None else Duration(seconds=int(retention.total_seconds()))
 
 
 class AlreadyEnrolled(AlreadyExists):
@@ -63,6 +72,7 @@ class AsyncGallery:
         self._slots = SlotTable(gallery.name, client.enrollment)
         self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
         self._judge: LocalJudge | None = None
+        self.operations = AsyncOperations(client, gallery.name)
 
     @property
     def id(self) -> str:
@@ -134,7 +144,7 @@ class AsyncGallery:
         outgoing.close()
 
     async def import_many(
-        self, faces: Iterable[tuple[str, NDArray[np.float64]]], expected: int = 0
+        self, faces: Iterable[tuple[str, NDArray[np.float64]]], expected: int = 0, operation_id: str = ""
     ) -> AsyncIterator[Imported]:
         """Import embeddings as whole sealed blocks, much faster than one by one; yields after each block.
 
@@ -145,6 +155,7 @@ class AsyncGallery:
         Args:
             faces: subject and embedding (d,), taken a block at a time.
             expected: about how many there are; chooses the shape of the blocks, with what the gallery holds already.
+            operation_id: of the import that they are part of (`operations.begin_import`), which then counts them.
 
         Raises:
             ServiceError, SealfaceError: what is wrong.
@@ -154,7 +165,7 @@ class AsyncGallery:
         async def encrypt(embeddings: NDArray[np.float64]) -> bytes:
             return await self._encrypt(partial(self._encryptor.block, shape), embeddings)
 
-        bulk = BulkImport(self._client.enrollment, self.info, shape, encrypt, self._client.timeout_s)
+        bulk = BulkImport(self._client.enrollment, self.info, shape, encrypt, self._client.timeout_s, operation_id)
         async for imported in bulk.run(faces):
             yield imported
 
@@ -337,6 +348,39 @@ class AsyncGallery:
             response = await self._client.enrollment.EraseSubject(request, timeout=self._client.timeout_s)
         await self._update_slots()
         return response.templates
+
+    async def erase_with_proof(self, subject: str, face: Face | None = None) -> Erasure:
+        """Erase a subject, and look for what may be left of it: in the record, its blocks, the cache, workers' memory.
+
+        It may take as long as it takes to make again the blocks that its templates lie in.
+
+        Args:
+            subject: whom.
+            face: another picture of it, if there is one: it is searched for, too.
+
+        Raises:
+            ServiceError, SealfaceError: what is wrong; the subject may be erased all the same.
+        """
+        embedding = None if face is None else await self.embed(face)
+        ended = await self.operations.wait(await self.operations.begin_erasure(subject))
+        proof = ended.erased
+        request = matching.CheckErasureRequest(gallery=self.info.name, slots=proof.slots)
+        with translated("matching"):
+            memory = await self._client.matching.CheckErasure(request, timeout=self._client.timeout_s)
+        checks = [Check(check.place, check.checked, check.found) for check in proof.checks]
+        checks.append(Check(f"memory of {memory.workers} workers", memory.blocks, memory.found))
+        await self._update_slots()
+        if embedding is not None:
+            found = await self.identify(embedding)
+            checks.append(Check("search", 1, sum(named.subject == subject for named in found.candidates)))
+        return Erasure(ended.name.rpartition("/")[2], len(proof.slots), tuple(checks))
+
+    async def keep_for(self, retention: timedelta | None) -> None:
+        """Set how long templates are kept after they were enrolled; None until they are erased."""
+        gallery = gallery_pb2.Gallery(name=self.info.name, retention=duration(retention))
+        request = enrollment.UpdateGalleryRequest(gallery=gallery, update_mask=FieldMask(paths=["retention"]))
+        with translated("enrollment"):
+            self.info = await self._client.enrollment.UpdateGallery(request, timeout=self._client.timeout_s)
 
     async def _search(self, embedding: NDArray[np.float64], most: int | None) -> Search:
         most = min(most or self.policy.max_candidates, self.policy.max_candidates)

@@ -38,6 +38,41 @@ class Imported:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A place where something could be left of an erased subject.
+
+    Attributes:
+        place: which.
+        checked: how many entries were looked at.
+        found: how many of them hold something of it.
+    """
+
+    place: str
+    checked: int
+    found: int
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """An erasure, and what was looked at after it.
+
+    Attributes:
+        operation_id: of the operation that did it, which the service keeps for 30 days.
+        templates: how many were erased.
+        checks: what was looked at.
+    """
+
+    operation_id: str
+    templates: int
+    checks: tuple[Check, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was found anywhere."""
+        return not any(check.found for check in self.checks)
+
+
+@dataclass(frozen=True)
 class Verification:
     """Whether a probe is a claimed subject.
 

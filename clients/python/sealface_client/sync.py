@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,7 +21,8 @@ from sealface_client.aio import AsyncClient
 from sealface_client.endpoints import Endpoints
 from sealface_client.faces import Face
 from sealface_client.gallery import AsyncGallery
-from sealface_client.results import Enrolled, Identification, Imported, Verification
+from sealface_client.operations import AsyncOperations, Operation
+from sealface_client.results import Enrolled, Erasure, Identification, Imported, Verification
 from sealface_protos.enrollment.v1 import gallery_pb2
 from sealface_protos.keys.v1 import key_pb2
 
@@ -146,6 +148,11 @@ class Gallery:
         return self._gallery.id
 
     @property
+    def operations(self) -> Operations:
+        """Long work on the gallery."""
+        return Operations(self._loop, self._gallery.operations)
+
+    @property
     def info(self) -> gallery_pb2.Gallery:
         """The gallery as it was when it was fetched."""
         return self._gallery.info
@@ -175,9 +182,11 @@ class Gallery:
         """See `AsyncGallery.enroll_many`."""
         yield from self._loop.each(self._gallery.enroll_many(faces))
 
-    def import_many(self, faces: Iterable[tuple[str, NDArray[np.float64]]], expected: int = 0) -> Iterator[Imported]:
+    def import_many(
+        self, faces: Iterable[tuple[str, NDArray[np.float64]]], expected: int = 0, operation_id: str = ""
+    ) -> Iterator[Imported]:
         """See `AsyncGallery.import_many`."""
-        yield from self._loop.each(self._gallery.import_many(faces, expected))
+        yield from self._loop.each(self._gallery.import_many(faces, expected, operation_id))
 
     def verify(self, subject: str, face: Face) -> Verification:
         """See `AsyncGallery.verify`."""
@@ -206,3 +215,51 @@ class Gallery:
     def erase(self, subject: str) -> int:
         """See `AsyncGallery.erase`."""
         return self._loop.run(self._gallery.erase(subject))
+
+    def erase_with_proof(self, subject: str, face: Face | None = None) -> Erasure:
+        """See `AsyncGallery.erase_with_proof`."""
+        return self._loop.run(self._gallery.erase_with_proof(subject, face))
+
+    def keep_for(self, retention: timedelta | None) -> None:
+        """See `AsyncGallery.keep_for`."""
+        self._loop.run(self._gallery.keep_for(retention))
+
+
+class Operations:
+    """See `AsyncOperations`."""
+
+    def __init__(self, loop: _Loop, operations: AsyncOperations) -> None:
+        self._loop = loop
+        self._operations = operations
+
+    def begin_import(self, templates: int, operation_id: str | None = None) -> Operation:
+        """See `AsyncOperations.begin_import`."""
+        return self._loop.run(self._operations.begin_import(templates, operation_id))
+
+    def begin_compaction(self, operation_id: str | None = None) -> Operation:
+        """See `AsyncOperations.begin_compaction`."""
+        return self._loop.run(self._operations.begin_compaction(operation_id))
+
+    def begin_erasure(self, subject: str, operation_id: str | None = None) -> Operation:
+        """See `AsyncOperations.begin_erasure`."""
+        return self._loop.run(self._operations.begin_erasure(subject, operation_id))
+
+    def get(self, operation_id: str) -> Operation:
+        """See `AsyncOperations.get`."""
+        return self._loop.run(self._operations.get(operation_id))
+
+    def cancel(self, operation_id: str) -> Operation:
+        """See `AsyncOperations.cancel`."""
+        return self._loop.run(self._operations.cancel(operation_id))
+
+    def follow(self, operation: Operation) -> Iterator[Operation]:
+        """See `AsyncOperations.follow`."""
+        yield from self._loop.each(self._operations.follow(operation))
+
+    def wait(self, operation: Operation) -> Operation:
+        """See `AsyncOperations.wait`."""
+        return self._loop.run(self._operations.wait(operation))
+
+    def list(self) -> list[Operation]:
+        """See `AsyncOperations.list`."""
+        return self._loop.run(self._operations.list())

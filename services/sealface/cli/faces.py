@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sealface.cli.output import Exit, Json, State, console, print_json, progress, reporting
-from sealface_client import Client, Gallery, Identification, SealfaceError, ServiceError
+from sealface.cli.output import Exit, Json, State, console, fail, print_json, progress, reporting
+from sealface_client import Client, Erasure, Gallery, Identification, SealfaceError, ServiceError
 
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery.")]
 SubjectId = Annotated[str, typer.Argument(help="Opaque id of the subject, 1 to 64 of [A-Za-z0-9._-].")]
@@ -132,11 +133,45 @@ def _show(result: Identification, which: str) -> None:
 
 
 @reporting
-def erase(gallery: GalleryId, subject: SubjectId, state: State = None, as_json: Json = False) -> None:
-    """Erase a subject: no search finds it from now on."""
+def erase(
+    gallery: GalleryId,
+    subject: SubjectId,
+    proof: Annotated[
+        bool, typer.Option("--proof", help="Wait until nothing of it is left anywhere, and say what was looked at.")
+    ] = False,
+    image: Annotated[Path | None, typer.Option(help="With --proof: another picture of it, to search for.")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Erase a subject: no search finds it from now on. With --proof, exits 1 if something of it is left."""
+    if image is not None and not proof:
+        fail("--image goes with --proof", Exit.USAGE)
     with Client.connect(state) as client:
-        templates = client.gallery(gallery).erase(subject)
+        opened = client.gallery(gallery)
+        if not proof:
+            templates = opened.erase(subject)
+            if as_json:
+                print_json({"templates": templates})
+            else:
+                console.print(f"{subject}: {templates} templates erased")
+            return
+        if image is not None:
+            _warm(opened)
+        with progress.status("erasing, and looking for what is left"):
+            erasure = opened.erase_with_proof(subject, image)
     if as_json:
-        print_json({"templates": templates})
+        print_json(asdict(erasure) | {"complete": erasure.complete})
     else:
-        console.print(f"{subject}: {templates} templates erased")
+        _show_erasure(subject, erasure)
+    raise typer.Exit(Exit.DONE if erasure.complete else Exit.NO)
+
+
+def _show_erasure(subject: str, erasure: Erasure) -> None:
+    table = Table("looked at", "entries", "with something of it", title=f"{subject}: {erasure.templates} erased")
+    for check in erasure.checks:
+        table.add_row(check.place, f"{check.checked:,}", f"{check.found:,}")
+    console.print(table)
+    if erasure.complete:
+        console.print("[green]nothing of it is left[/]")
+    else:
+        console.print("[yellow]something of it is left[/], masked in every result: docs/adr/0011 says when it goes")

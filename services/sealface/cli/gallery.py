@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +13,10 @@ from rich.table import Table
 
 from sealface.cipher.distance import Metric
 from sealface.cli.evaluate import read_arrays
-from sealface.cli.output import Json, State, console, print_json, progress, reporting
+from sealface.cli.output import Json, State, console, fail, print_json, progress, reporting
 from sealface_client import Client
 from sealface_client.policies import DEFAULT_FPIR, default_policy
-from sealface_protos.enrollment.v1 import gallery_pb2
+from sealface_protos.enrollment.v1 import gallery_pb2, operation_pb2
 from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Make, show, list and delete galleries.", no_args_is_help=True)
@@ -34,6 +36,7 @@ def _describe(gallery: gallery_pb2.Gallery) -> dict[str, Any]:
         "subjects": gallery.subjects,
         "templates": gallery.templates,
         "created": gallery.create_time.ToJsonString(),
+        "retention_s": gallery.retention.seconds if gallery.HasField("retention") else None,
     }
 
 
@@ -58,6 +61,9 @@ def create(
     ] = False,
     no_align: Annotated[bool, typer.Option("--no-align", help="Do not align faces.")] = False,
     anti_spoofing: Annotated[bool, typer.Option("--anti-spoofing", help="Refuse pictures of pictures.")] = False,
+    retention_days: Annotated[
+        int | None, typer.Option(min=1, help="Days that a template is kept after it was enrolled; default for ever.")
+    ] = None,
     largest_norm: Annotated[float | None, typer.Option(help="Bound on an embedding's length (euclidean only).")] = None,
     state: State = None,
     as_json: Json = False,
@@ -85,6 +91,7 @@ def create(
             align=not no_align,
             anti_spoofing=anti_spoofing,
             largest_norm=largest_norm,
+            retention=None if retention_days is None else timedelta(days=retention_days),
         )
     _show(made.info, as_json)
 
@@ -133,6 +140,10 @@ def subjects(gallery: GalleryId, state: State = None, as_json: Json = False) -> 
 def import_(
     gallery: GalleryId,
     embeddings: Annotated[Path, typer.Argument(help="NPZ with `names` (subject ids) and `emb` (one row each).")],
+    operation: Annotated[
+        str,
+        typer.Option(help="Id of the import; default the file's digest. The same one goes on where it was."),
+    ] = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -143,15 +154,96 @@ def import_(
     names, vectors = read_arrays(embeddings)
     with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
         opened = client.gallery(gallery)
-        task = bar.add_task("importing", total=len(names))
-        done = sent = 0
-        for block in opened.import_many(zip(names, vectors, strict=True), len(names)):
+        operation = operation or f"import-{hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16]}"
+        before = opened.operations.begin_import(len(names), operation)
+        if before.state == operation_pb2.OPERATION_STATE_CANCELLED or before.total != len(names):
+            fail(f"the import {operation} was cancelled, or is of another file: name another with --operation")
+        task = bar.add_task("importing", total=len(names), completed=before.done)
+        done, sent, rest = before.done, 0, slice(before.done, None)
+        for block in opened.import_many(zip(names[rest], vectors[rest], strict=True), len(names), operation):
             done, sent = done + block.templates, sent + block.bytes_sent
             bar.update(task, completed=done)
     if as_json:
-        print_json({"templates": done, "bytes_sent": sent})
+        print_json({"operation": operation, "templates": done, "before": before.done, "bytes_sent": sent})
+        return
+    console.print(f"{gallery}: {done:,} templates imported, {sent:,} bytes of ciphertext sent")
+    if before.done:
+        console.print(f"{before.done:,} of them by an earlier call of this import, {operation}")
+
+
+@app.command()
+@reporting
+def retain(
+    gallery: GalleryId,
+    days: Annotated[int, typer.Argument(min=0, help="Days that a template is kept; 0 for ever.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Set how long templates are kept after they were enrolled. Those that are older are erased, soon."""
+    with Client.connect(state) as client:
+        opened = client.gallery(gallery)
+        opened.keep_for(timedelta(days=days) if days else None)
+        _show(opened.info, as_json)
+
+
+@app.command()
+@reporting
+def compact(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
+    """Seal all open templates, and make blocks with erased ones again; returns when that is done."""
+    with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
+        operations = client.gallery(gallery).operations
+        task = bar.add_task("making blocks", total=None)
+        for operation in operations.follow(operations.begin_compaction()):
+            bar.update(task, completed=operation.done)
+    if as_json:
+        print_json(_describe_operation(operation))
     else:
-        console.print(f"{gallery}: {done:,} templates imported, {sent:,} bytes of ciphertext sent")
+        console.print(f"{gallery}: {operation.compacted.blocks} blocks made or dropped")
+
+
+@app.command()
+@reporting
+def operations(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
+    """List long work on a gallery, the newest first."""
+    with Client.connect(state) as client:
+        found = [_describe_operation(operation) for operation in client.gallery(gallery).operations.list()]
+    if as_json:
+        print_json({"operations": found})
+        return
+    table = Table("operation", "kind", "state", "done", "total", "begun")
+    for described in found:
+        table.add_row(*(str(value) for value in list(described.values())[:6]))
+    console.print(table)
+
+
+@app.command()
+@reporting
+def cancel(
+    gallery: GalleryId,
+    operation: Annotated[str, typer.Argument(help="Id of the operation.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """End an import or a compaction where it is; what is stored stays."""
+    with Client.connect(state) as client:
+        described = _describe_operation(client.gallery(gallery).operations.cancel(operation))
+    if as_json:
+        print_json(described)
+    else:
+        console.print(f"{operation}: {described['state']} at {described['done']} of {described['total']}")
+
+
+def _describe_operation(operation: operation_pb2.Operation) -> dict[str, Any]:
+    kind, state = operation_pb2.OperationKind.Name(operation.kind), operation_pb2.OperationState.Name(operation.state)
+    return {
+        "operation": operation.name.rpartition("/")[2],
+        "kind": kind.removeprefix("OPERATION_KIND_").lower(),
+        "state": state.removeprefix("OPERATION_STATE_").lower(),
+        "done": operation.done,
+        "total": operation.total,
+        "created": operation.create_time.ToJsonString(),
+        "error": operation.error.message,
+    }
 
 
 @app.command()

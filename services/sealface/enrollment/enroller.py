@@ -36,6 +36,7 @@ class NewBlock:
     """A block as it is announced; see `ImportBlockHeader` in the contract.
 
     Attributes:
+        operation: id of the import that it is part of, if it is.
         size: bytes it must have; known once it is expected.
     """
 
@@ -45,6 +46,7 @@ class NewBlock:
     key_version: str
     parameter_set: str
     request_id: str
+    operation: str = ""
     size: int = 0
 
 
@@ -95,7 +97,7 @@ class Enroller:
         """Check, randomise and store a block; returns its first slot.
 
         Raises:
-            MalformedCiphertext, RequestIdReused, TooManyTemplates: see there.
+            MalformedCiphertext, RequestIdReused, TooManyTemplates, OperationNotFound, OperationEnded: see there.
         """
         gallery = self._galleries.get(new.gallery)
         known = self._record.known_request(gallery.id, new.request_id, import_name(new.subjects))
@@ -112,4 +114,5 @@ class Enroller:
             shape.capacity,
             admitted,
             new.request_id,
+            new.operation,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,18 +11,27 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
+from sealface.enrollment.leases import Lease, check_fence
+from sealface.enrollment.operations import (
+    Kind,
+    Operation,
+    count_imported,
+    insert_operation,
+    known_operation,
+)
 from sealface.enrollment.rows import (
     MOST_TEMPLATES,
     SLOTS_A_STATEMENT,
     Enrolled,
     TooManyTemplates,
     advance,
-    count_erased,
+    erase_templates,
     first_slots,
     import_name,
     insert_block,
     insert_request,
     known_request,
+    lead_again,
     locked_gallery,
     not_found,
 )
@@ -33,6 +41,14 @@ from sealface.storage.database import forget, reading
 from sealface.storage.galleries import Gallery, sha256
 
 _LAST_SLOT = 2**32 - 1
+_OF_GALLERY = (
+    tables.tombstones,
+    tables.requests,
+    tables.blocks,
+    tables.evaluation_keys,
+    tables.operations,
+    tables.leases,
+)
 
 
 class GalleryExists(AlreadyExists):
@@ -60,6 +76,7 @@ class NewGallery:
     privacy_level: int
     fusion: int
     recognition: bytes
+    retention_s: int | None = None
 
 
 class Record:
@@ -67,11 +84,15 @@ class Record:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._forgotten = True
+        self._forgotten = False  # whoever wrote before may not have come to it
 
-    def forget(self) -> bool:
-        """Have erased rows out of the write-ahead log; False if a reader prevents it: try again."""
-        self._forgotten = self._forgotten or forget(self._engine)
+    def forget(self, again: bool = False) -> bool:
+        """Have erased rows out of the database's files; False if a reader prevents it: try again.
+
+        Args:
+            again: also if nothing was erased here since the last time: another process may have.
+        """
+        self._forgotten = (self._forgotten and not again) or forget(self._engine)
         return self._forgotten
 
     def _forget(self) -> None:
@@ -119,6 +140,7 @@ class Record:
                     epoch=epoch,
                     next_slot=next_slot,
                     next_block=1,
+                    retention_s=new.retention_s,
                     created=datetime.now(UTC),
                 )
             )
@@ -140,7 +162,7 @@ class Record:
             erased = transaction.execute(
                 sa.delete(tables.templates).where(tables.templates.c.gallery == gallery_id)
             ).rowcount
-            for table in (tables.tombstones, tables.requests, tables.blocks, tables.evaluation_keys):
+            for table in _OF_GALLERY:
                 transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id))
             transaction.execute(sa.delete(tables.galleries).where(tables.galleries.c.id == gallery_id))
             transaction.execute(sa.delete(tables.retired).where(tables.retired.c.id == gallery_id))
@@ -213,23 +235,71 @@ class Record:
         Raises:
             GalleryNotFound, SubjectNotFound: see there.
         """
-        table = tables.templates
-        of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
         with self._engine.begin() as transaction:
-            epoch = locked_gallery(transaction, gallery_id).epoch + 1
-            held = transaction.execute(sa.select(table.c.slot, table.c.block).where(*of_subject)).all()
-            if not held:
-                raise SubjectNotFound("the gallery has no such subject: list its subjects")
-            slots = [row.slot for row in held]
-            transaction.execute(sa.delete(table).where(*of_subject))
-            count_erased(transaction, gallery_id, Counter(row.block for row in held if row.block is not None))
-            transaction.execute(
-                sa.insert(tables.tombstones),
-                [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots],
-            )
-            advance(transaction, gallery_id, epoch)
+            slots, epoch = self._erase_subject(transaction, gallery_id, subject)
         self._forget()
         return len(slots), epoch
+
+    def begin_erasure(self, gallery_id: str, subject: str, operation_id: str) -> Operation:
+        """The same, with an operation that goes on until nothing of the ciphertexts is left; or the one of that id.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound, OperationIdReused: see there.
+        """
+        with self._engine.begin() as transaction:
+            locked_gallery(transaction, gallery_id)
+            known = known_operation(transaction, gallery_id, operation_id, Kind.ERASURE)
+            if known is not None:
+                return known
+            slots, epoch = self._erase_subject(transaction, gallery_id, subject)
+            detail = {"slots": slots, "epoch": epoch}
+            begun = insert_operation(transaction, gallery_id, operation_id, Kind.ERASURE, 0, detail)
+        self._forget()
+        return begun
+
+    @staticmethod
+    def _erase_subject(transaction: sa.Connection, gallery_id: str, subject: str) -> tuple[list[int], int]:
+        table = tables.templates
+        of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
+        epoch = locked_gallery(transaction, gallery_id).epoch + 1
+        held = transaction.execute(sa.select(table.c.slot, table.c.block).where(*of_subject)).all()
+        if not held:
+            raise SubjectNotFound("the gallery has no such subject: list its subjects")
+        erase_templates(transaction, gallery_id, {row.slot: row.block for row in held}, epoch)
+        return sorted(row.slot for row in held), epoch
+
+    def keep_for(self, gallery_id: str, retention_s: int | None) -> None:
+        """Set how long templates of a gallery are kept, from when each was enrolled; None for ever.
+
+        Raises:
+            GalleryNotFound: there is none of that id.
+        """
+        with self._engine.begin() as transaction:
+            locked_gallery(transaction, gallery_id)
+            table = tables.galleries
+            transaction.execute(sa.update(table).where(table.c.id == gallery_id).values(retention_s=retention_s))
+
+    def expire(self, gallery_id: str, lease: Lease, before: datetime) -> int:
+        """Erase some templates that were enrolled before a time; returns how many, 0 if there are none.
+
+        Of a subject that keeps others, the first of these leads from now on.
+
+        Raises:
+            GalleryNotFound, LeaseLost: see there.
+        """
+        table = tables.templates
+        with self._engine.begin() as transaction:
+            epoch = locked_gallery(transaction, gallery_id).epoch + 1
+            check_fence(transaction, lease)
+            query = sa.select(table.c.slot, table.c.block, table.c.subject).limit(SLOTS_A_STATEMENT)
+            where = (table.c.gallery == gallery_id, table.c.created < before)
+            old = transaction.execute(query.where(*where).order_by(table.c.slot)).all()
+            if not old:
+                return 0
+            erase_templates(transaction, gallery_id, {row.slot: row.block for row in old}, epoch)
+            lead_again(transaction, gallery_id, {row.subject for row in old}, epoch)
+        self._forget()
+        return len(old)
 
     def import_block(
         self,
@@ -240,6 +310,7 @@ class Record:
         capacity: int,
         ciphertext: bytes,
         request_id: str,
+        operation_id: str = "",
     ) -> Enrolled:
         """Store an admitted block whose first positions hold one template each of some subjects.
 
@@ -251,12 +322,13 @@ class Record:
             capacity: of its shape.
             ciphertext: the block.
             request_id: the caller's; seen before it gets its first answer and stores nothing.
+            operation_id: of the import that it is part of, if it is.
 
         Returns:
             The first slot; the others follow.
 
         Raises:
-            GalleryNotFound, RequestIdReused, TooManyTemplates: see there.
+            GalleryNotFound, RequestIdReused, TooManyTemplates, OperationNotFound, OperationEnded: see there.
         """
         named = import_name(subjects)
         with self._engine.begin() as transaction:
@@ -269,6 +341,8 @@ class Record:
             first, last = row.next_slot, row.next_slot + len(subjects) - 1
             if last > _LAST_SLOT:
                 raise TooManyTemplates("the gallery has no slots left for these: make a new gallery", limit=_LAST_SLOT)
+            if operation_id:
+                count_imported(transaction, gallery_id, operation_id, len(subjects))
             imported = Enrolled(first, row.epoch + 1, datetime.now(UTC))
             leads = first_slots(transaction, gallery_id, subjects, first)
             common = {
@@ -294,6 +368,7 @@ class Record:
     def seal(
         self,
         gallery: Gallery,
+        lease: Lease,
         columns: int,
         slots: NDArray[np.uint32],
         ciphertext: bytes,
@@ -307,6 +382,7 @@ class Record:
 
         Args:
             gallery: as it was when the block was begun.
+            lease: of whoever made it.
             columns: of its shape.
             slots: (capacity,) by position, 0 for none.
             ciphertext: the block.
@@ -315,6 +391,9 @@ class Record:
 
         Returns:
             Whether it was stored; not if the gallery was made anew, or a replaced block is gone.
+
+        Raises:
+            GalleryNotFound, LeaseLost: see there.
         """
         table = tables.templates
         held = slots[slots > 0].tolist()
@@ -322,6 +401,7 @@ class Record:
             row = locked_gallery(transaction, gallery.id)
             if row.first_epoch != gallery.first_epoch:
                 return False
+            check_fence(transaction, lease)
             of_blocks = (tables.blocks.c.gallery == gallery.id, tables.blocks.c.number.in_(list(replaced)))
             if transaction.execute(sa.delete(tables.blocks).where(*of_blocks)).rowcount != len(replaced):
                 transaction.rollback()
@@ -347,10 +427,11 @@ class Record:
             self._forget()
         return True
 
-    def drop_block(self, gallery: Gallery, number: int) -> None:
+    def drop_block(self, gallery: Gallery, lease: Lease, number: int) -> None:
         """Drop a block whose templates are all erased."""
         with self._engine.begin() as transaction:
             row = locked_gallery(transaction, gallery.id)
+            check_fence(transaction, lease)
             transaction.execute(
                 sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery.id, tables.blocks.c.number == number)
             )

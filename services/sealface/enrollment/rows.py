@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,7 +43,31 @@ def import_name(subjects: Sequence[str]) -> str:
     return "\n".join(["", *subjects])
 
 
-def count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
+def erase_templates(transaction: sa.Connection, gallery_id: str, blocks: Mapping[int, int | None], epoch: int) -> None:
+    """Erase some slots, given with the block that each lies in."""
+    table, slots = tables.templates, list(blocks)
+    for start in range(0, len(slots), SLOTS_A_STATEMENT):
+        part = slots[start : start + SLOTS_A_STATEMENT]
+        transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id, table.c.slot.in_(part)))
+    _count_erased(transaction, gallery_id, Counter(block for block in blocks.values() if block is not None))
+    rows = [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots]
+    transaction.execute(sa.insert(tables.tombstones), rows)
+    advance(transaction, gallery_id, epoch)
+
+
+def lead_again(transaction: sa.Connection, gallery_id: str, subjects: Iterable[str], epoch: int) -> None:
+    """Have what is left of some subjects lead by the first slot that is left."""
+    table = tables.templates
+    for subject in subjects:
+        where = (table.c.gallery == gallery_id, table.c.subject == subject)
+        first, lead = transaction.execute(
+            sa.select(sa.func.min(table.c.slot), sa.func.min(table.c.lead)).where(*where)
+        ).one()
+        if first != lead:
+            transaction.execute(sa.update(table).where(*where).values(lead=first, epoch=epoch))
+
+
+def _count_erased(transaction: sa.Connection, gallery_id: str, erased: Mapping[int, int]) -> None:
     """Add to the number of erased templates of some blocks."""
     table = tables.blocks
     for number, count in erased.items():

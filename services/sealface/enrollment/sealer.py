@@ -9,11 +9,10 @@ when all of their templates are erased.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -21,28 +20,31 @@ from numpy.typing import NDArray
 
 from sealface.cipher.layout import Shape
 from sealface.cipher.scheme import Scheme
+from sealface.enrollment.leases import Lease, LeaseLost
 from sealface.enrollment.record import Record
 from sealface.errors import SealfaceError
 from sealface.storage.evaluators import Evaluators
 from sealface.storage.galleries import BlockInfo, Galleries, Gallery
 
 _log = structlog.get_logger("sealface.sealer")
-_NICE = 10
-_PAGE = 100
 _RETRY_S = 30.0
-_FORGET_S = 1.0
 _LOOK_UP_S = 0.2
 
 Renew = Callable[[str, int, NDArray[np.bool_], bytes], Future[bytes]]
 """Asks the key holder: key version, columns, positions to clear (capacity,), the blinded block."""
 
 
-class _Stopped(Exception):
-    """The service stops; what was begun is begun again when it runs."""
+@dataclass(frozen=True)
+class _Plan:
+    """The next block: made of some blocks and of the open tail; without a shape one block is renewed, or dropped."""
+
+    replaced: tuple[BlockInfo, ...]
+    tail: tuple[int, ...] = ()
+    shape: Shape | None = None
 
 
 class Sealer:
-    """Keeps galleries sealed.
+    """Makes blocks.
 
     Args:
         galleries: the record, read.
@@ -57,71 +59,95 @@ class Sealer:
         self._ask = renew
         self._not_before: dict[str, float] = {}  # by gallery, when to ask again that could not be renewed
         self._evaluators = Evaluators(galleries, scheme)
-        self._changed = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sealer", daemon=True)
 
-    def start(self) -> None:
-        """Work in the background, on what is there and on what comes."""
-        self._changed.set()
-        self._thread.start()
+    def due(self, gallery: Gallery) -> bool:
+        """Whether there is a block to make, renew or drop."""
+        return self._plan(gallery, whole=False) is not None
 
-    def wake(self) -> None:
-        """Look again: the record has changed."""
-        self._changed.set()
+    def can_clear(self, gallery: Gallery, block: BlockInfo) -> bool:
+        """Whether what is erased leaves a block before all of it is; not if only the client could renew it."""
+        return gallery.managed or not block.imported
 
-    def stop(self) -> None:
-        """Stop; a block that is being made is given up."""
-        self._stopping.set()
-        self._changed.set()
-        if self._thread.is_alive():
-            self._thread.join()
+    def step(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], whole: bool = False) -> bool:
+        """Make, renew or drop one block of a gallery, if there is one; returns whether there was.
 
-    def step(self, gallery: Gallery) -> bool:
-        """Make, renew or drop one block of a gallery, if there is one; returns whether there was."""
+        Args:
+            gallery: which.
+            lease: the right to.
+            pause: called now and then; what it raises gives up the block.
+            whole: whether to seal an open tail that does not fill a block.
+
+        Raises:
+            LeaseLost, TemplateDamaged, GalleryNotFound: see there.
+        """
+        plan = self._plan(gallery, whole)
+        if plan is None:
+            return False
+        if plan.shape is not None:
+            slots = [slot for block in plan.replaced for slot in self._galleries.sealed(gallery.id, block.number)]
+            slots = [*slots, *plan.tail][: plan.shape.capacity]
+            return self._seal(gallery, lease, pause, plan.shape, slots, [block.number for block in plan.replaced])
+        (block,) = plan.replaced
+        if not block.live:
+            self._record.drop_block(gallery, lease, block.number)
+            return True
+        try:
+            return self._renew(gallery, lease, pause, block)
+        except LeaseLost:
+            raise
+        except SealfaceError as error:  # the key service is away, or refuses: nothing is lost, all else goes on
+            self._not_before[gallery.id] = time.monotonic() + _RETRY_S
+            _log.error("not renewed", reason=error.reason)
+            return False
+
+    def _plan(self, gallery: Gallery, whole: bool) -> _Plan | None:
         blocks = self._galleries.blocks(gallery.id)
         empty = next((block for block in blocks if not block.live), None)
         if empty is not None:
-            self._record.drop_block(gallery, empty.number)
-            return True
-        shape = gallery.layout.best_shape(self._galleries.count(gallery.id))
+            return _Plan((empty,))
+        count = sum(block.live for block in blocks) + self._galleries.open_count(gallery.id)
+        shape = gallery.layout.best_shape(count)
         tail = self._galleries.unsealed(gallery.id, shape.capacity)
         replaced = [] if len(tail) == shape.capacity else _to_replace(blocks, shape)
-        if not replaced and len(tail) < shape.capacity:
-            return self._renew_worst(gallery, blocks)  # last, because it waits for another service
         live = sum(block.live for block in replaced)
-        shape = next(s for s in (shape, *gallery.layout.sealed_shapes) if s.capacity >= live)
-        slots = [slot for block in replaced for slot in self._galleries.sealed(gallery.id, block.number)]
-        slots = (slots + tail)[: shape.capacity]
-        return self._seal(gallery, shape, slots, [block.number for block in replaced])
+        if replaced or len(tail) == shape.capacity:
+            shape = next(s for s in (shape, *gallery.layout.sealed_shapes) if s.capacity >= live)
+            return _Plan(tuple(replaced), tuple(tail), shape)
+        if whole and len(tail) >= gallery.layout.group.capacity:
+            shape = next(s for s in gallery.layout.sealed_shapes if s.capacity >= len(tail))
+            return _Plan((), tuple(tail), shape)
+        return self._to_renew(gallery, blocks)  # last, because it waits for another service
 
-    def _seal(self, gallery: Gallery, shape: Shape, slots: list[int], replaced: list[int]) -> bool:
+    def _to_renew(self, gallery: Gallery, blocks: list[BlockInfo]) -> _Plan | None:
+        """The imported block with most erased; what is erased meanwhile is taken together the next time."""
+        worst = max((block for block in blocks if block.imported), key=lambda block: block.erased, default=None)
+        if not gallery.managed or worst is None or not worst.erased:
+            return None
+        if time.monotonic() < self._not_before.get(gallery.id, 0.0):
+            return None
+        return _Plan((worst,))
+
+    def _seal(
+        self,
+        gallery: Gallery,
+        lease: Lease,
+        pause: Callable[[], None],
+        shape: Shape,
+        slots: list[int],
+        replaced: list[int],
+    ) -> bool:
         templates = dict(self._galleries.ciphertexts(gallery.id, slots))
         if not templates:  # all were erased since they were listed: look again
             return True
         placed = np.zeros(shape.capacity, np.uint32)
         placed[: len(templates)] = sorted(templates)  # those erased meanwhile are not there any more
         by_position = {position: templates[slot] for position, slot in enumerate(placed.tolist()) if slot}
-        ciphertext = self._evaluators.of(gallery).seal(shape, by_position, self._pause)
-        stored = self._record.seal(gallery, shape.columns, placed, ciphertext, replaced)
+        ciphertext = self._evaluators.of(gallery).seal(shape, by_position, pause)
+        stored = self._record.seal(gallery, lease, shape.columns, placed, ciphertext, replaced)
         _log.info("sealed", templates=len(templates), columns=shape.columns, replaced=len(replaced), stored=stored)
         return stored
 
-    def _renew_worst(self, gallery: Gallery, blocks: list[BlockInfo]) -> bool:
-        """Renew the imported block with most erased; what is erased meanwhile is taken together the next time."""
-        worst = max((block for block in blocks if block.imported), key=lambda block: block.erased, default=None)
-        if not gallery.managed or worst is None or not worst.erased:
-            return False
-        if time.monotonic() < self._not_before.get(gallery.id, 0.0):
-            return False
-        try:
-            return self._renew(gallery, worst)
-        except SealfaceError as error:  # the key service is away, or refuses: nothing is lost, all else goes on
-            self._not_before[gallery.id] = time.monotonic() + _RETRY_S
-            _log.error("not renewed", reason=error.reason)
-            return False
-
-    def _renew(self, gallery: Gallery, block: BlockInfo) -> bool:
+    def _renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], block: BlockInfo) -> bool:
         found, held = self._galleries.block(gallery.id, block.number), self._galleries.sealed(gallery.id, block.number)
         if found is None or not held:  # replaced, or all erased, since it was listed: look again
             return True
@@ -130,56 +156,21 @@ class Sealer:
         cleared = (slots > 0) & ~live
         shape, evaluator = gallery.layout.shape(block.columns), self._evaluators.of(gallery)
         blinded, blinding = evaluator.blind(shape, ciphertext)
-        answer = self._awaited(self._ask(gallery.key_version, block.columns, cleared, blinded))
+        answer = _awaited(self._ask(gallery.key_version, block.columns, cleared, blinded), pause)
         renewed = evaluator.unblind(shape, answer, blinding, cleared)
         placed = np.where(live, slots, 0)
-        stored = self._record.seal(gallery, block.columns, placed, renewed, [block.number], imported=True)
+        stored = self._record.seal(gallery, lease, block.columns, placed, renewed, [block.number], imported=True)
         _log.info("renewed", templates=int(live.sum()), cleared=int(cleared.sum()), stored=stored)
         return stored
 
-    def _awaited(self, answer: Future[bytes]) -> bytes:
-        try:
-            while not wait([answer], _LOOK_UP_S).done:
-                self._pause()
-            return answer.result()
-        finally:
-            answer.cancel()
 
-    def _pause(self) -> None:
-        if self._stopping.is_set():
-            raise _Stopped
-
-    def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux a thread has its own
-        while not self._stopping.is_set():
-            self._changed.wait(_RETRY_S if self._not_before else None)
-            self._changed.clear()
-            now = time.monotonic()
-            self._not_before = {gallery: at for gallery, at in self._not_before.items() if at > now}
-            try:
-                for gallery in self._all():
-                    self._seal_all(gallery)
-                if not self._record.forget() and not self._stopping.wait(_FORGET_S):
-                    self._changed.set()
-            except _Stopped:
-                return
-            except Exception as error:
-                _log.error("not sealed", error=type(error).__name__)
-                if not self._stopping.wait(_RETRY_S):
-                    self._changed.set()
-
-    def _seal_all(self, gallery: Gallery) -> None:
-        try:
-            while not self._stopping.is_set() and self.step(gallery):
-                pass
-        except SealfaceError as error:  # a damaged template, or deleted meanwhile; the others go on
-            _log.error("not sealed", reason=error.reason)
-
-    def _all(self) -> Iterator[Gallery]:
-        after = ""
-        while page := self._galleries.page(after, _PAGE):
-            yield from page
-            after = page[-1].id
+def _awaited(answer: Future[bytes], pause: Callable[[], None]) -> bytes:
+    try:
+        while not wait([answer], _LOOK_UP_S).done:
+            pause()
+        return answer.result()
+    finally:
+        answer.cancel()
 
 
 def _to_replace(blocks: list[BlockInfo], shape: Shape) -> list[BlockInfo]:

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
+from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.key_source import KeySource
+from sealface.enrollment.leases import Leases
+from sealface.enrollment.operation_servicer import OperationServicer
+from sealface.enrollment.operations import Operations
 from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
@@ -20,9 +24,15 @@ from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.galleries import Galleries
 from sealface.storage.schema import open_record
-from sealface_protos.enrollment.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
+from sealface_protos.enrollment.v1 import (
+    enrollment_service_pb2,
+    enrollment_service_pb2_grpc,
+    operation_pb2,
+    operation_pb2_grpc,
+)
 
 SERVICE = enrollment_service_pb2.DESCRIPTOR.services_by_name["EnrollmentService"].full_name
+OPERATIONS = operation_pb2.DESCRIPTOR.services_by_name["OperationService"].full_name
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,13 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     def renew(key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
         return asyncio.run_coroutine_threadsafe(keys.renew(key_version, columns, cleared, blinded), loop)
 
+    operations = Operations(engine)
     sealer = Sealer(galleries, record, scheme, renew)
-    servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, sealer.wake)
-    server = Server(config.server, [SERVICE], background=[sealer])
+    housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer)
+    servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, housekeeper.wake)
+    server = Server(config.server, [SERVICE, OPERATIONS], background=[housekeeper])
+    operation_pb2_grpc.add_OperationServiceServicer_to_server(
+        OperationServicer(operations, record, housekeeper.wake), server.grpc
+    )
     enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(servicer, server.grpc)
     return server

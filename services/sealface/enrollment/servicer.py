@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
+from google.protobuf import duration_pb2
 
 from sealface.enrollment.enroller import Enroller, NewBlock, NewTemplate
 from sealface.enrollment.key_source import KeySource
@@ -20,6 +21,7 @@ from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_p
 from sealface_protos.keys.v1 import key_pb2
 
 _CHANGES_A_MESSAGE = 10_000
+LONGEST_RETENTION_S = 1000 * 366 * 86_400
 _LARGEST_EPOCH = 2**63 - 1  # that the record can hold
 # Which custody of the key each privacy level asks for; the level `image` comes with the inference service.
 _CUSTODY_OF_LEVEL = {
@@ -33,6 +35,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class WrongPrivacyLevel(InvalidInput):
     """The privacy level does not go with the key's custody, or is not offered."""
+
+
+class WrongRetention(InvalidInput):
+    """Templates cannot be kept for that long, or that short."""
 
 
 class BlockTooLong(InvalidInput):
@@ -73,6 +79,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             privacy_level=gallery.privacy_level,
             fusion=gallery.fusion,
             recognition=_recognition(gallery.recognition),
+            retention_s=_retention_s(gallery),
         )
         await asyncio.to_thread(self._record.create_gallery, new)
         return await self._gallery(gallery_id)
@@ -91,6 +98,15 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             galleries=[await self._counted(gallery) for gallery in found[:limit]],
             next_page_token=found[limit - 1].id if len(found) > limit else "",
         )
+
+    async def UpdateGallery(self, request: messages.UpdateGalleryRequest, context: Context) -> gallery_pb2.Gallery:
+        """See the contract."""
+        gallery_id = names.id_of(request.gallery.name, "galleries")
+        if list(request.update_mask.paths) != ["retention"]:
+            raise convert.missing("update_mask: `retention` is what can be changed")
+        await asyncio.to_thread(self._record.keep_for, gallery_id, _retention_s(request.gallery))
+        self._changed()
+        return await self._gallery(gallery_id)
 
     async def DeleteGallery(
         self, request: messages.DeleteGalleryRequest, context: Context
@@ -209,6 +225,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
 
     async def _counted(self, gallery: Gallery) -> gallery_pb2.Gallery:
         subjects, templates = await asyncio.to_thread(self._galleries.counts, gallery.id)
+        retention = None if gallery.retention_s is None else duration_pb2.Duration(seconds=gallery.retention_s)
         return gallery_pb2.Gallery(
             name=f"galleries/{gallery.id}",
             key=gallery.key_version.split("/versions/")[0],
@@ -223,6 +240,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             subjects=subjects,
             templates=templates,
             create_time=convert.timestamp(gallery.created),
+            retention=retention,
         )
 
     async def _subject(self, gallery_id: str, subject: str) -> gallery_pb2.Subject:
@@ -248,7 +266,26 @@ def _block(header: messages.ImportBlockHeader) -> NewBlock:
         key_version=header.key_version,
         parameter_set=header.parameter_set,
         request_id=header.request_id,
+        operation=_operation_id(header),
     )
+
+
+def _operation_id(header: messages.ImportBlockHeader) -> str:
+    if not header.operation:
+        return ""
+    gallery_id, operation_id = names.operation(header.operation)
+    if f"galleries/{gallery_id}" != header.gallery:
+        raise names.InvalidName("the operation is another gallery's: begin an import of this one", field="operation")
+    return operation_id
+
+
+def _retention_s(gallery: gallery_pb2.Gallery) -> int | None:
+    if not gallery.HasField("retention"):
+        return None
+    retention = gallery.retention
+    if retention.nanos or not 1 <= retention.seconds <= LONGEST_RETENTION_S:
+        raise WrongRetention("a retention is 1 second to 1,000 years, in whole seconds", limit=LONGEST_RETENTION_S)
+    return retention.seconds
 
 
 def _template_name(gallery_id: str, subject: str, slot: int) -> str:

@@ -39,6 +39,21 @@ class Probe:
     parameter_set: str
 
 
+@dataclass(frozen=True)
+class Residue:
+    """What workers hold of erased templates.
+
+    Attributes:
+        workers: how many were asked.
+        blocks: how many they hold of the gallery.
+        found: how many of these hold an erased template, or are not in the record.
+    """
+
+    workers: int
+    blocks: int
+    found: int
+
+
 class Search:
     """What is searched, for one or more probes: all blocks are in memory, and their scores under way.
 
@@ -127,6 +142,22 @@ class Matcher:
         """Have a gallery in memory as it is now, and nothing of it that is erased; errors as for `identify`."""
         gallery = self._gallery(gallery_id)
         self._search(gallery, self._shard(gallery).refresh, [], timeout_s, whole=True)
+
+    def check_erasure(self, gallery_id: str, slots: Sequence[int], timeout_s: float = LONGEST_S) -> Residue:
+        """Whether workers hold some slots in memory, when all have caught up with the record; errors as for `hold`."""
+        gallery = self._gallery(gallery_id)
+        try:
+            self.hold(gallery_id, timeout_s)
+        except SealfaceError as error:
+            if error.reason != "SHARD_TOO_LARGE":  # then they hold none of it
+                raise
+        current = {part.block.identity: part.block for part in self._shard(gallery).refresh().parts}
+        held = self._pool.held(gallery_id, timeout_s)
+        identities = [part.slots for parts in held for part in parts]
+        found = sum(
+            identity not in current or bool(np.isin(current[identity].slots, slots).any()) for identity in identities
+        )
+        return Residue(len(held), len(identities), found)
 
     def stale(self) -> list[str]:
         """Ids of galleries that were searched, and have changed or are deleted since."""

@@ -24,6 +24,7 @@ from sealface_protos.matching.v1 import matching_service_pb2 as messages
 from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
 LARGEST_CLAIM = 16
+MOST_CHECKED = 1000
 MOST_TOGETHER = 16
 """Searches that share a pass."""
 _DECIDE_DEADLINE_S = 60.0
@@ -99,6 +100,16 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
                 for name, milliseconds in parse_timing(timing()).items():
                     spent[name] += milliseconds
         context.set_trailing_metadata(((SERVER_TIMING, format_timing(spent)),))
+
+    async def CheckErasure(
+        self, request: messages.CheckErasureRequest, context: Context
+    ) -> messages.CheckErasureResponse:
+        """See the contract."""
+        gallery_id = names.id_of(request.gallery, "galleries")
+        if not 1 <= len(request.slots) <= MOST_CHECKED:
+            raise convert.missing(f"slots (1 to {MOST_CHECKED})")
+        found = await asyncio.to_thread(self._matcher.check_erasure, gallery_id, list(request.slots), _timeout(context))
+        return messages.CheckErasureResponse(workers=found.workers, blocks=found.blocks, found=found.found)
 
     async def _shared(
         self,

@@ -10,6 +10,7 @@ _ID = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _OPAQUE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _VERSION = re.compile(r"keys/([a-z][a-z0-9-]{0,63})/versions/([1-9][0-9]{0,8})")
 _SUBJECT = re.compile(r"galleries/([a-z][a-z0-9-]{0,63})/subjects/([A-Za-z0-9._-]{1,64})")
+_OPERATION = re.compile(r"galleries/([a-z][a-z0-9-]{0,63})/operations/([A-Za-z0-9._-]{1,64})")
 
 
 class InvalidName(InvalidInput):
@@ -71,4 +72,16 @@ def subject(name: str) -> tuple[str, str]:
     match = _SUBJECT.fullmatch(name)
     if not match:
         raise InvalidName("the name must be of the form galleries/ID/subjects/ID", field="subject")
+    return match[1], match[2]
+
+
+def operation(name: str) -> tuple[str, str]:
+    """Gallery id and operation id of `galleries/{gallery}/operations/{operation}`.
+
+    Raises:
+        InvalidName: the name is not of that form.
+    """
+    match = _OPERATION.fullmatch(name)
+    if not match:
+        raise InvalidName("the name must be of the form galleries/ID/operations/ID", field="operation")
     return match[1], match[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,6 +42,7 @@ class Gallery:
         first_epoch: epoch at which a gallery of this name was made.
         epoch: epoch of its last change.
         created: when.
+        retention_s: seconds that a template is kept; None for ever.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Gallery:
     first_epoch: int
     epoch: int
     created: datetime
+    retention_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _gallery(row: sa.Row[Any]) -> Gallery:
         first_epoch=row.first_epoch,
         epoch=row.epoch,
         created=in_utc(row.created),
+        retention_s=row.retention_s,
     )
 
 
@@ -238,7 +241,7 @@ class Galleries:
         if row is None:
             return None
         data = _checked(row.ciphertext, block_digest(row.columns, row.slots, row.ciphertext), row.digest)
-        return np.frombuffer(row.slots, "<u4").astype(np.uint32), data
+        return _slots(row.slots), data
 
     def block_slots(self, gallery_id: str, number: int) -> NDArray[np.uint32] | None:
         """Slots by position of a sealed block; None if it is not there any more.
@@ -248,30 +251,36 @@ class Galleries:
         query = sa.select(blocks.c.slots).where(blocks.c.gallery == gallery_id, blocks.c.number == number)
         with self._engine.begin() as transaction:
             found = transaction.execute(query).scalar_one_or_none()
-        return None if found is None else np.frombuffer(found, "<u4").astype(np.uint32)
+        return None if found is None else _slots(found)
 
     def blocks(self, gallery_id: str) -> list[BlockInfo]:
         """A gallery's sealed blocks, by number."""
-        live = (
-            sa.select(templates.c.block, sa.func.count().label("live"))
-            .where(templates.c.gallery == gallery_id, templates.c.block.is_not(None))
-            .group_by(templates.c.block)
-            .subquery()
-        )
-        query = (
-            sa.select(
-                blocks.c.number,
-                blocks.c["columns"],
-                blocks.c.imported,
-                blocks.c.erased,
-                sa.func.coalesce(live.c.live, 0),
-            )
-            .outerjoin(live, live.c.block == blocks.c.number)
-            .where(blocks.c.gallery == gallery_id)
-            .order_by(blocks.c.number)
-        )
+        query = sa.select(blocks.c.number, blocks.c["columns"], blocks.c.imported, blocks.c.erased, blocks.c.slots)
         with self._engine.begin() as transaction:
-            return [BlockInfo(*row) for row in transaction.execute(query)]
+            rows = transaction.execute(query.where(blocks.c.gallery == gallery_id).order_by(blocks.c.number)).all()
+        return [BlockInfo(*row[:-1], live=int(np.count_nonzero(_slots(row.slots))) - row.erased) for row in rows]
+
+    def blocks_of(self, gallery_id: str, slots: Collection[int]) -> list[BlockInfo]:
+        """The sealed blocks in which some slots lie, live or erased."""
+        wanted = np.fromiter(slots, np.uint32)
+        query = sa.select(blocks.c.number, blocks.c.slots).where(blocks.c.gallery == gallery_id)
+        with self._engine.begin() as transaction:
+            found = {row.number for row in transaction.execute(query) if np.isin(wanted, _slots(row.slots)).any()}
+        return [block for block in self.blocks(gallery_id) if block.number in found]
+
+    def older(self, gallery_id: str, before: datetime) -> int:
+        """How many templates were enrolled before a time."""
+        query = sa.select(sa.func.count()).select_from(templates)
+        with self._engine.begin() as transaction:
+            where = (templates.c.gallery == gallery_id, templates.c.created < before)
+            return transaction.execute(query.where(*where)).scalar_one()
+
+    def open_count(self, gallery_id: str) -> int:
+        """How many templates lie in the open tail."""
+        query = sa.select(sa.func.count()).select_from(templates)
+        with self._engine.begin() as transaction:
+            where = (templates.c.gallery == gallery_id, templates.c.block.is_(None))
+            return transaction.execute(query.where(*where)).scalar_one()
 
     def unsealed(self, gallery_id: str, limit: int) -> list[int]:
         """The oldest slots of the open tail."""
@@ -344,6 +353,10 @@ class Galleries:
 
 def _not_found() -> GalleryNotFound:
     return GalleryNotFound("no such gallery: create it, or list the galleries there are")
+
+
+def _slots(stored: bytes) -> NDArray[np.uint32]:
+    return np.frombuffer(stored, "<u4").astype(np.uint32)
 
 
 def sha256(data: bytes) -> bytes:

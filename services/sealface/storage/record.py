@@ -32,6 +32,7 @@ galleries = sa.Table(
     sa.Column("epoch", Number, nullable=False),
     sa.Column("next_slot", Number, nullable=False),
     sa.Column("next_block", Number, nullable=False),
+    sa.Column("retention_s", Number, nullable=True),  # how long a template is kept; none for ever
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
 )
 
@@ -93,6 +94,30 @@ requests = sa.Table(
     sa.Column("slot", Number, nullable=False),
     sa.Column("epoch", Number, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+operations = sa.Table(
+    "operations",
+    metadata,
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("done", Number, nullable=False),
+    sa.Column("total", Number, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),  # what it works on, and then what came of it; no subject id
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("operations_by_state", "gallery", "state"),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("holder", sa.String(64), nullable=False),  # empty if nobody has it
+    sa.Column("fence", Number, nullable=False),  # one more for each holder
+    sa.Column("beat", Number, nullable=False),  # goes on as long as the holder lives
 )
 
 retired = sa.Table(

@@ -15,7 +15,7 @@ def task_to_proto(task: Task) -> messages.ScoreRequest:
         gallery=task.gallery,
         first_epoch=task.first_epoch,
         probes=task.probes,
-        parts=[_part_to_proto(part) for part in task.parts],
+        parts=[part_to_proto(part) for part in task.parts],
         whole=task.whole,
     )
 
@@ -26,10 +26,7 @@ def task_from_proto(message: messages.ScoreRequest) -> Task:
         gallery=message.gallery,
         first_epoch=message.first_epoch,
         probes=tuple(message.probes),
-        parts=tuple(
-            Part(part.columns, part.number, part.slots, _positions(part.requested, part.capacity))
-            for part in message.parts
-        ),
+        parts=tuple(map(part_from_proto, message.parts)),
         whole=message.whole,
     )
 
@@ -56,12 +53,18 @@ def timing_from_proto(message: messages.Timing) -> Timing:
     return Timing(message.expand_ms, message.multiply_ms, message.pass_ms)
 
 
-def _part_to_proto(part: Part) -> messages.Part:
+def part_to_proto(part: Part) -> messages.Part:
+    """A part as a message."""
     message = messages.Part(columns=part.columns, number=part.number, slots=part.slots)
     if part.requested is not None:
         message.capacity = part.requested.size
         message.requested = np.packbits(part.requested, bitorder="little").tobytes()
     return message
+
+
+def part_from_proto(message: messages.Part) -> Part:
+    """A part from a message."""
+    return Part(message.columns, message.number, message.slots, _positions(message.requested, message.capacity))
 
 
 def _positions(bits: bytes, capacity: int) -> NDArray[np.bool_] | None:

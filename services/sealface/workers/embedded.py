@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sealface.workers.pool import Member, Running
-from sealface.workers.task import Task, Tile, Timing
+from sealface.workers.task import Part, Task, Tile, Timing
 from sealface.workers.worker import Pass, Worker
 
 
@@ -34,6 +34,10 @@ class Embedded:
     def run(self, task: Task, timeout_s: float) -> Running:
         """Begin a task."""
         return _Running(self._worker, task)
+
+    def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
+        """What it has in memory of a gallery."""
+        return self._worker.store.held(gallery_id)
 
 
 class _Running:

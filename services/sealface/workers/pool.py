@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from sealface.errors import Unavailable
-from sealface.workers.task import Task, Tile, Timing
+from sealface.workers.task import Part, Task, Tile, Timing
 
 _LOOK_S = 0.05  # how often it is looked for a worker when there is none
 
@@ -32,6 +32,10 @@ class WorkerLost(Exception):
 
 class SearchIncomplete(Unavailable):
     """Not all of a gallery could be searched in time."""
+
+
+class WorkersSilent(Unavailable):
+    """A worker could not be asked."""
 
 
 class Running(Protocol):
@@ -56,6 +60,9 @@ class Member(Protocol):
 
     def run(self, task: Task, timeout_s: float) -> Running:
         """Begin a task."""
+
+    def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
+        """What it has in memory of a gallery."""
 
 
 class Home(Protocol):
@@ -120,6 +127,17 @@ class WorkerPool:
     def stop(self) -> None:
         """Stop the workers."""
         self._home.stop()
+
+    def held(self, gallery_id: str, timeout_s: float) -> list[list[Part]]:
+        """What each worker has in memory of a gallery.
+
+        Raises:
+            WorkersSilent: one does not answer.
+        """
+        try:
+            return [member.held(gallery_id, timeout_s) for member in self._home.members().values()]
+        except WorkerLost:
+            raise WorkersSilent("a worker does not say what it holds: try again") from None
 
     def begin(self, task: Task, timeout_s: float, partial: bool = False) -> Gathering:
         """Have all blocks of a task in memory, and their scores under way.

@@ -9,9 +9,9 @@ import grpc
 
 from sealface.runtime.channels import RECONNECT
 from sealface.runtime.status import from_rpc_error
-from sealface.workers.convert import task_to_proto, tile_from_proto, timing_from_proto
+from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
 from sealface.workers.pool import Running, WorkerLost
-from sealface.workers.task import BlockGone, Task, Tile, Timing
+from sealface.workers.task import BlockGone, Part, Task, Tile, Timing
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 from sealface_protos.workers.v1 import worker_service_pb2_grpc
 
@@ -34,6 +34,14 @@ class RemoteWorker:
     def run(self, task: Task, timeout_s: float) -> Running:
         """Begin a task."""
         return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s))
+
+    def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
+        """What it has in memory of a gallery."""
+        try:
+            response = self._stub.ListBlocks(messages.ListBlocksRequest(gallery=gallery_id), timeout=timeout_s)
+        except grpc.RpcError:
+            raise WorkerLost("the worker does not answer") from None
+        return [part_from_proto(part) for part in response.parts]
 
     def close(self) -> None:
         """Hang up; what is under way is lost."""

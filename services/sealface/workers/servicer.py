@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from sealface.workers.convert import task_from_proto, tile_to_proto, timing_to_proto
+from sealface.workers.convert import part_to_proto, task_from_proto, tile_to_proto, timing_to_proto
 from sealface.workers.worker import Worker
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 from sealface_protos.workers.v1 import worker_service_pb2_grpc
@@ -32,3 +32,10 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         finally:  # a search that is given up is computed no further
             begun.tiles.close()
         yield messages.ScoreResponse(timing=timing_to_proto(begun.timing))
+
+    async def ListBlocks(
+        self, request: messages.ListBlocksRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> messages.ListBlocksResponse:
+        """See the contract."""
+        held = await asyncio.to_thread(self._worker.store.held, request.gallery)
+        return messages.ListBlocksResponse(parts=[part_to_proto(part) for part in held])

@@ -113,6 +113,16 @@ class Store:
             for name in [name for name in self._shards if name[0] == gallery_id]:
                 del self._shards[name]
 
+    def held(self, gallery_id: str) -> list[Part]:
+        """What is in memory of a gallery."""
+        with self._lock:
+            shards = [shard for name, shard in self._shards.items() if name[0] == gallery_id]
+        found = []
+        for shard in shards:
+            with shard.lock:
+                found += [Part(held.columns, number, held.slots, None) for (_, number), held in shard.blocks.items()]
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes that all blocks take."""

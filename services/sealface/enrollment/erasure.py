@@ -1,0 +1,65 @@
+"""An erasure seen through to the last byte, and what was looked at after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from sealface.enrollment.leases import Lease
+from sealface.enrollment.operations import Operation, Operations
+from sealface.enrollment.record import Record
+from sealface.enrollment.sealer import Sealer
+from sealface.storage.galleries import Galleries, Gallery
+
+
+@dataclass(frozen=True)
+class Check:
+    """A place where something could be left of erased templates.
+
+    Attributes:
+        place: `templates`, `blocks`, `log` or `cache`.
+        checked: how many entries were looked at.
+        found: how many of them hold something.
+    """
+
+    place: str
+    checked: int
+    found: int
+
+
+class Eraser:
+    """Follows erased templates until nothing of them is left.
+
+    Args:
+        galleries: the record, read.
+        record: the record, written.
+        operations: where it is noted how far an erasure is.
+        sealer: makes blocks again without them.
+    """
+
+    def __init__(self, galleries: Galleries, record: Record, operations: Operations, sealer: Sealer) -> None:
+        self._galleries = galleries
+        self._record = record
+        self._operations = operations
+        self._sealer = sealer
+
+    def run(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
+        """Go on with an erasure; whether it is done now. Otherwise something is waited for: try again later.
+
+        Raises:
+            LeaseLost: another process goes on with it.
+        """
+        slots = operation.detail["slots"]
+        total = max(operation.total, len(self._galleries.blocks_of(gallery.id, slots)))
+        while left := self._galleries.blocks_of(gallery.id, slots):
+            self._operations.progress(operation, lease, total - len(left), total)
+            if not self._sealer.step(gallery, lease, pause):
+                break
+        if any(self._sealer.can_clear(gallery, block) for block in left) or not self._record.forget(again=True):
+            return False
+        checks = [
+            Check("templates", self._galleries.count(gallery.id), len(self._galleries.homes(gallery.id, slots))),
+            Check("blocks", len(self._galleries.blocks(gallery.id)), len(left)),
+            Check("log", 1, 0),  # emptied just now, or vacuumed
+        ]
+        return self._operations.finish(operation, lease, total - len(left), checks=[asdict(check) for check in checks])

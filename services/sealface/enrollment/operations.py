@@ -1,0 +1,232 @@
+"""Long work on galleries, stored: what was begun goes on after a restart, where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from sealface import errors
+from sealface.enrollment.leases import Lease, check_fence
+from sealface.enrollment.rows import locked_gallery
+from sealface.errors import InvalidInput, NotFound, SealfaceError, WrongState
+from sealface.storage.database import in_utc, reading
+from sealface.storage.record import operations
+
+_KEPT = timedelta(days=30)
+
+
+class OperationNotFound(NotFound):
+    """The gallery has no operation of that id."""
+
+
+class OperationIdReused(InvalidInput):
+    """An operation id was used before for something else."""
+
+
+class OperationEnded(WrongState):
+    """The operation takes nothing more: it is done, failed or cancelled."""
+
+
+class NotCancellable(WrongState):
+    """Operations of this kind cannot be cancelled."""
+
+
+class Kind(StrEnum):
+    """What an operation does."""
+
+    IMPORT = "import"
+    COMPACTION = "compaction"
+    ERASURE = "erasure"
+    EXPIRY = "expiry"
+
+
+class State(StrEnum):
+    """Where an operation is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Long work on a gallery.
+
+    Attributes:
+        gallery, id: its name.
+        kind, state: see there.
+        done, total: how much of how much, in the kind's unit.
+        detail: what it works on, and then what came of it.
+        created, updated: when it was begun, and last got on.
+    """
+
+    gallery: str
+    id: str
+    kind: Kind
+    state: State
+    done: int
+    total: int
+    detail: Mapping[str, Any]
+    created: datetime
+    updated: datetime
+
+
+class Operations:
+    """The stored operations.
+
+    Args:
+        engine: the record.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._reading = reading(engine)
+
+    def begin(self, gallery_id: str, operation_id: str, kind: Kind, total: int = 0) -> Operation:
+        """Begin an operation, or find the one of that id.
+
+        Raises:
+            GalleryNotFound, OperationIdReused: see there.
+        """
+        with self._engine.begin() as transaction:
+            locked_gallery(transaction, gallery_id)  # first: an equal request may be under way
+            known = known_operation(transaction, gallery_id, operation_id, kind)
+            return known or insert_operation(transaction, gallery_id, operation_id, kind, total, {})
+
+    def get(self, gallery_id: str, operation_id: str) -> Operation:
+        """An operation.
+
+        Raises:
+            OperationNotFound: there is none of that id.
+        """
+        with self._reading.begin() as transaction:
+            found = _find(transaction, gallery_id, operation_id)
+        if found is None:
+            raise OperationNotFound("the gallery has no such operation: list its operations")
+        return found
+
+    def page(self, gallery_id: str, skip: int, limit: int) -> list[Operation]:
+        """A gallery's operations, the newest first."""
+        query = sa.select(operations).where(operations.c.gallery == gallery_id)
+        query = query.order_by(operations.c.created.desc(), operations.c.id).offset(skip).limit(limit)
+        with self._reading.begin() as transaction:
+            return [_operation(row) for row in transaction.execute(query)]
+
+    def waiting(self, gallery_id: str) -> list[Operation]:
+        """Those that the background has to see to, the oldest first."""
+        query = sa.select(operations).where(
+            operations.c.gallery == gallery_id,
+            operations.c.state == State.RUNNING,
+            operations.c.kind != Kind.IMPORT,  # the importer's to go on with
+        )
+        with self._reading.begin() as transaction:
+            return [_operation(row) for row in transaction.execute(query.order_by(operations.c.created))]
+
+    def progress(self, operation: Operation, lease: Lease, done: int, total: int) -> bool:
+        """Store how far it is; False if it was cancelled meanwhile.
+
+        Raises:
+            LeaseLost: another process goes on with it.
+        """
+        return self._update(operation, lease, done=done, total=total)
+
+    def finish(self, operation: Operation, lease: Lease, done: int, **result: Any) -> bool:
+        """End it with what came of it; False if it was cancelled meanwhile."""
+        detail = {**operation.detail, **result}
+        return self._update(operation, lease, state=State.DONE, done=done, total=done, detail=detail)
+
+    def fail(self, operation: Operation, lease: Lease, error: SealfaceError) -> bool:
+        """End it with an error."""
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+        told = {"reason": error.reason, "message": error.message, "kind": kind}
+        detail = {**operation.detail, **told}
+        return self._update(operation, lease, state=State.FAILED, detail=detail)
+
+    def _update(self, operation: Operation, lease: Lease, **values: Any) -> bool:
+        with self._engine.begin() as transaction:
+            check_fence(transaction, lease)
+            return update_operation(transaction, operation.gallery, operation.id, **values)
+
+    def cancel(self, gallery_id: str, operation_id: str) -> Operation:
+        """End an operation where it is; one that has ended stays as it is.
+
+        Raises:
+            OperationNotFound, NotCancellable: see there.
+        """
+        with self._engine.begin() as transaction:
+            found = _find(transaction, gallery_id, operation_id)
+            if found is None:
+                raise OperationNotFound("the gallery has no such operation: list its operations")
+            if found.kind in (Kind.ERASURE, Kind.EXPIRY):
+                raise NotCancellable("what is erased is not brought back: wait until the operation is done")
+            update_operation(transaction, gallery_id, operation_id, state=State.CANCELLED)
+        return self.get(gallery_id, operation_id)
+
+
+def insert_operation(
+    transaction: sa.Connection, gallery_id: str, operation_id: str, kind: Kind, total: int, detail: Mapping[str, Any]
+) -> Operation:
+    """Store a new operation, and forget those that ended long ago."""
+    now = datetime.now(UTC)
+    ended = (operations.c.gallery == gallery_id, operations.c.state != State.RUNNING)
+    transaction.execute(sa.delete(operations).where(*ended, operations.c.updated < now - _KEPT))
+    begun = Operation(gallery_id, operation_id, kind, State.RUNNING, 0, total, detail, now, now)
+    transaction.execute(sa.insert(operations).values(vars(begun)))
+    return begun
+
+
+def known_operation(transaction: sa.Connection, gallery_id: str, operation_id: str, kind: Kind) -> Operation | None:
+    """The operation that was begun with an id.
+
+    Raises:
+        OperationIdReused: it is of another kind.
+    """
+    known = _find(transaction, gallery_id, operation_id)
+    if known is not None and known.kind != kind:
+        raise OperationIdReused("this operation id was used for something else: draw a new one")
+    return known
+
+
+def update_operation(transaction: sa.Connection, gallery_id: str, operation_id: str, **values: Any) -> bool:
+    """Change an operation that has not ended; False if it has."""
+    where = (
+        operations.c.gallery == gallery_id,
+        operations.c.id == operation_id,
+        operations.c.state == State.RUNNING,
+    )
+    changed = transaction.execute(sa.update(operations).where(*where).values(updated=datetime.now(UTC), **values))
+    return changed.rowcount > 0
+
+
+def count_imported(transaction: sa.Connection, gallery_id: str, operation_id: str, templates: int) -> None:
+    """Add templates to what an import has stored; it is done when all announced ones are.
+
+    Raises:
+        OperationNotFound, OperationIdReused, OperationEnded: see there.
+    """
+    found = known_operation(transaction, gallery_id, operation_id, Kind.IMPORT)
+    if found is None:
+        raise OperationNotFound("the gallery has no such operation: begin the import")
+    done = found.done + templates
+    ended = {"state": State.DONE} if done >= found.total else {}
+    if not update_operation(transaction, gallery_id, operation_id, done=done, **ended):
+        raise OperationEnded("the import has ended: begin another for more templates", state=found.state)
+
+
+def _find(transaction: sa.Connection, gallery_id: str, operation_id: str) -> Operation | None:
+    query = sa.select(operations).where(operations.c.gallery == gallery_id, operations.c.id == operation_id)
+    row = transaction.execute(query).one_or_none()
+    return None if row is None else _operation(row)
+
+
+def _operation(row: sa.Row[Any]) -> Operation:
+    values = dict(row._mapping)
+    values |= {"kind": Kind(row.kind), "state": State(row.state)}
+    values |= {"created": in_utc(row.created), "updated": in_utc(row.updated)}
+    return Operation(**values)
