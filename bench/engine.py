@@ -1,4 +1,4 @@
-"""The engine's steps by themselves, on one thread of this process: expansion, sealing, import, scoring, opening.
+"""The engine's steps by themselves, on one thread of this process: expansion to opening, and renewal.
 
 Every rate is for one core, but for the one that says otherwise. Expansion is measured in turn with SEAL's automorphisms
 on the same probe, scoring several probes in one pass in turn with one.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -150,6 +150,37 @@ class Bench:
             "max_abs_score_error": float(error),
         }
 
+    def renewing(self, block: bytes, renewals: Sequence[int]) -> dict[str, Any]:
+        """An imported block renewed without one more template each time: what each side takes, and what noise gathers.
+
+        Args:
+            block: a full one.
+            renewals: after how many the scores are compared.
+        """
+        times: tuple[list[float], ...] = ([], [], [])
+        leaves = self.evaluator.expand([self.probe], [self.shape])[self.shape]
+        exact = self.vectors @ self.vectors[0]
+        live = np.ones(self.shape.capacity, bool)
+        found: dict[str, Any] = {}
+        for number in range(max(renewals) + 1):
+            if number in (0, *renewals):
+                ((result,),) = self.evaluator.score([self.evaluator.load(self.shape, block)], leaves, [live])
+                error = (self.opener.open(self.shape, [result]).scores[0] - exact)[live]
+                found[f"renewed_{number}_rms_score_error"] = float(np.sqrt((error**2).mean()))
+                found[f"renewed_{number}_max_score_error"] = float(np.abs(error).max())
+            cleared = np.arange(self.shape.capacity) == self.shape.capacity - 1 - number
+            live &= ~cleared
+            started = time.perf_counter()
+            blinded, blinding = self.evaluator.blind(self.shape, block)
+            at_keys = time.perf_counter()
+            renewed = self.opener.renew(self.shape, blinded, cleared)
+            back = time.perf_counter()
+            block = self.evaluator.unblind(self.shape, renewed, blinding, cleared)
+            for kept, took in zip(times, (at_keys - started, back - at_keys, time.perf_counter() - back), strict=True):
+                kept.append(took * 1e3)
+        blind, keys, unblind = map(statistics.median, times)
+        return found | {"renew_blind_ms": blind, "renew_keys_ms": keys, "renew_unblind_ms": unblind}
+
 
 class SealTree:
     """The expansion as SEAL would do it: its automorphisms, additions and products with monomials.
@@ -184,13 +215,20 @@ class SealTree:
         return np.stack([self.rotor.residues(node) for node in nodes])
 
 
-def measure(dimension: int, rounds: int = 5, blocks: int = 64, tell: Tell = lambda line: None) -> dict[str, Any]:
+def measure(
+    dimension: int,
+    rounds: int = 5,
+    blocks: int = 64,
+    renewals: Sequence[int] = (1, 10, 100),
+    tell: Tell = lambda line: None,
+) -> dict[str, Any]:
     """All of it for blocks of the most columns.
 
     Args:
         dimension: elements of a vector.
         rounds: runs of each step.
         blocks: blocks that are scored in one pass.
+        renewals: of an imported block, after which its scores are compared; no more than it has templates.
         tell: what is being done.
     """
     tell("making keys")
@@ -211,6 +249,10 @@ def measure(dimension: int, rounds: int = 5, blocks: int = 64, tell: Tell = lamb
     found |= imported
     tell("scoring")
     found |= bench.scoring(block, blocks, rounds)
+    tell("renewing")
+    found |= bench.renewing(
+        bench.evaluator.admit_block(bench.shape, block), [n for n in renewals if n < shape.capacity]
+    )
     tell("sealing")
     found |= bench.sealing()
     return found

@@ -148,9 +148,9 @@ class AsyncGallery:
     ) -> AsyncIterator[Imported]:
         """Import embeddings as whole sealed blocks, much faster than one by one; yields after each block.
 
-        For the trusted side that holds the embeddings. An imported template cannot be taken out of its block alone:
-        when it is erased it is masked at once, and physically gone when all of its block are. A call that failed may
-        be repeated from the first subject that was not yielded.
+        For the trusted side that holds the embeddings. An imported template that is erased is masked at once, and
+        physically gone when the key service has renewed its block, soon after; of a client-held key, when all of its
+        block are erased. A call that failed may be repeated from the first subject that was not yielded.
 
         Args:
             faces: subject and embedding (d,), taken a block at a time.

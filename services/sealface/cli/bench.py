@@ -112,7 +112,7 @@ def engine(
     rounds: Annotated[int, typer.Option(min=1, help="How often each step runs.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Measure the steps of the search engine on one thread: expansion beside SEAL's, sealing, import, opening."""
+    """Measure the engine's steps on one thread: expansion beside SEAL's, sealing, import, opening, renewal."""
     from sealface_bench import engine as benchmark
 
     with progress.status("starting") as status:

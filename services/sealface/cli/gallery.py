@@ -149,7 +149,8 @@ def import_(
 ) -> None:
     """Encrypt embeddings here as whole sealed blocks, and import them: much faster than enrolling one by one.
 
-    An imported template that is erased is masked at once, and physically gone when all of its block are.
+    An imported template that is erased is masked at once, and physically gone when the key service has renewed its
+    block, soon after; of a client-held key, when all of its block are erased.
     """
     names, vectors = read_arrays(embeddings)
     with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
