@@ -184,3 +184,25 @@ def test_sealed_templates_are_gone_from_the_disk_when_they_are_erased(
     )
     assert filled.identify(crowd(260, 1)["c1-0"]).candidates == ()
     assert [c.subject for c in filled.identify(crowd(260, 1)["c1-1"]).candidates] == ["c1-1"]
+
+
+def test_imported_templates_are_gone_from_the_disk_also_after_kills(services: LocalServices, client: Client) -> None:
+    """Erased while the key service is down; then enrollment dies as well, with the renewal still to do."""
+    gallery = client.create_gallery("killed-renewing", policy=POLICY)
+    people = crowd(150, 4)
+    list(gallery.import_many(people.items()))
+    before = {number for number, _, _ in blocks(services, gallery.id)}
+    kill(services, "keys")
+    for name in ("c4-0", "c4-149"):
+        gallery.erase(name)
+    assert sum(erased for _, _, erased in blocks(services, gallery.id)) == 2
+    kill(services, "enrollment")
+    services.launch("keys")
+    services.launch("enrollment")
+    until(lambda: not any(erased for _, _, erased in blocks(services, gallery.id)), "the blocks were not renewed")
+    assert {number for number, _, _ in blocks(services, gallery.id)} != before
+    assert client.gallery(gallery.id).info.templates == 148
+    for name in ("c4-0", "c4-1", "c4-148", "c4-149"):
+        found = [candidate.subject for candidate in gallery.identify(people[name]).candidates]
+        assert found == ([] if name in ("c4-0", "c4-149") else [name])
+    client.delete_gallery(gallery.id)
