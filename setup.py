@@ -16,10 +16,12 @@ setup(
         *find_packages("clients/python"),
         *find_packages("build/stubs"),
         "sealface_bench",
+        "sealface_deploy",
     ],
     package_dir={
         "sealface": "services/sealface",
         "sealface_bench": "bench",
+        "sealface_deploy": "deploy",
         "sealface_client": "clients/python/sealface_client",
         "sealface_protos": "build/stubs/sealface_protos",
     },

@@ -1,10 +1,11 @@
-"""Real Redis and PostgreSQL servers on this machine's loopback, for tests and demonstrations: begun here, ended here.
+"""Real Redis, PostgreSQL and Ray on this machine's loopback, for tests and demonstrations: begun here, ended here.
 
 `python -m deploy.servers` installs the programs where they are missing (Debian). Nothing that already runs is used.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -92,6 +93,7 @@ class LocalServer:
         url: for clients.
         ready: whether it answers.
         user: whom it runs as, if not as us.
+        wait_s: how long it may take to answer, or to stop.
     """
 
     command: Sequence[str]
@@ -99,6 +101,7 @@ class LocalServer:
     url: str
     ready: Callable[[], bool]
     user: str | None = None
+    wait_s: float = _WAIT_S
     _popen: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -121,7 +124,7 @@ class LocalServer:
             user=self.user,
             start_new_session=True,
         )
-        deadline = time.monotonic() + _WAIT_S
+        deadline = time.monotonic() + self.wait_s
         while not self.ready():
             if self._popen.poll() is not None or time.monotonic() > deadline:
                 raise ServerMissing(f"{Path(self.command[0]).name} did not start")
@@ -159,7 +162,7 @@ class LocalServer:
             else:
                 self._popen.send_signal(number)
         try:
-            self._popen.wait(_WAIT_S)
+            self._popen.wait(self.wait_s)
         except subprocess.TimeoutExpired:
             os.killpg(self.pid, signal.SIGKILL)
             self._popen.wait()
@@ -213,6 +216,50 @@ def postgresql(*settings: str) -> Iterator[LocalServer]:
             yield server
         finally:
             server.kill()
+
+
+@contextmanager
+def ray_cluster(cpus: int = 4, memory: int = 4_000_000_000) -> Iterator[LocalServer]:
+    """A Ray cluster of this machine alone, on a free port; needs the extra `ray`.
+
+    Args:
+        cpus: that it says it has, whatever the machine has.
+        memory: bytes that it says it has.
+
+    Raises:
+        ServerMissing: Ray is not installed, or does not start.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ServerMissing("Ray is not installed: pip install 'sealface[ray]'")
+    port = _free_port()
+    with TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
+        # without the first Ray listens at the machine's outer address; who joins the cluster needs them too
+        settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+        command += [f"--num-cpus={cpus}", f"--memory={memory}", "--temp-dir", folder, "--include-dashboard=false"]
+        command += ["--disable-usage-stats"]
+        written = Path(folder) / "ray_current_cluster"
+        server = LocalServer(command, port, f"127.0.0.1:{port}", written.exists, wait_s=60.0)
+        with _environment(settings):
+            try:
+                server.start()
+                yield server
+            finally:
+                server.stop()
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _exists(user: str) -> bool:
