@@ -1,7 +1,10 @@
 """What more workers are worth, and what Ray costs: one task over homes of different sizes, in one run.
 
 The pool alone is measured, without the services before and behind it: a batch of probes scattered, scored, randomised,
-and every result back here. `score_ms` is the product of the probes with the blocks at the slowest worker.
+and every result back here. `multiply_ms` is the product of the probes with the blocks at the slowest worker, `pass_ms`
+that and the finishing of the results. Every worker expands every probe for itself (`expand_ms`): more workers do not
+make that shorter, more threads of a worker do. Two workers want both cores of a small machine: where others use it the
+medians say so, `speedup_score_best` compares the fastest passes.
 """
 
 from __future__ import annotations
@@ -9,8 +12,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,13 +28,18 @@ from sealface.runtime.server import ServerConfig
 from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries, Gallery
 from sealface.storage.record import metadata
+from sealface.workers.actors import RayActors, RayConfig, RayUnavailable
 from sealface.workers.local import LocalProcesses
 from sealface.workers.pool import Home, WorkerPool
 from sealface.workers.server import WorkerConfig
 from sealface.workers.task import Part, Task, Timing, slots_digest
 from sealface_bench.search import unit_vectors
+from sealface_deploy.servers import ServerMissing, ray_cluster
 
 Tell = Callable[[str], None]
+_STEPS = ("expand_ms", "multiply_ms", "pass_ms")
+_ZERO_S = 0.0003  # longer than a worker takes to draw a zero for a result
+_SINGLES = 4  # single probes for each batch
 _WORKER = """
 import asyncio, json, sys
 from pathlib import Path
@@ -56,8 +64,6 @@ def local(folder: Path, workers: int) -> Home:
 
 def on_ray(address: str, folder: Path, workers: int) -> Home:
     """Actors of one thread each."""
-    from sealface.workers.actors import RayActors, RayConfig
-
     return RayActors(RayConfig(address, workers), WorkerConfig(folder, ServerConfig()))
 
 
@@ -107,17 +113,45 @@ class Filled:
         return Task("bench", self.gallery.first_epoch, encrypted, tuple(parts), whole=True)
 
 
-def _times(pool: WorkerPool, task: Task, rounds: int) -> tuple[list[float], list[Timing]]:
-    walls, timings = [], []
-    for number in range(rounds + 1):
-        started = time.perf_counter()
-        gathering = pool.begin(task, 600)
-        results = sum(len(of_probe) for tile in gathering for of_probe in tile.results)
-        assert results == len(task.parts) * len(task.probes)
-        if number:  # the first loads
-            walls.append((time.perf_counter() - started) * 1e3)
-            timings.append(gathering.timing)
-    return walls, timings
+def _one(pool: WorkerPool, task: Task) -> tuple[float, Timing]:
+    """Milliseconds of a pass from scatter to the last result, once what is drawn ahead of a search is drawn."""
+    time.sleep(len(task.parts) * len(task.probes) * _ZERO_S)
+    started = time.perf_counter()
+    gathering = pool.begin(task, 600)
+    results = sum(len(of_probe) for tile in gathering for of_probe in tile.results)
+    assert results == len(task.parts) * len(task.probes)
+    return (time.perf_counter() - started) * 1e3, gathering.timing
+
+
+def _in_turn(pools: Sequence[WorkerPool], task: Task, rounds: int) -> list[list[tuple[float, Timing]]]:
+    """Passes of each pool, by pool."""
+    for pool in pools:  # loads the blocks
+        _one(pool, task)
+    found = [[_one(pool, task) for pool in pools] for _ in range(rounds)]
+    return [list(of_pool) for of_pool in zip(*found, strict=True)]
+
+
+def _medians(passes: Sequence[tuple[float, Timing]]) -> dict[str, float]:
+    found = {name: statistics.median(getattr(timing, name) for _, timing in passes) for name in _STEPS}
+    return {"wall_ms": statistics.median(wall for wall, _ in passes)} | found
+
+
+@contextmanager
+def cluster(wanted: bool, address: str = "") -> Iterator[str]:
+    """The address of a Ray cluster: of one that runs, else of one that is begun and ended here; empty for none.
+
+    Raises:
+        RayUnavailable: Ray is not installed, or does not start.
+    """
+    if address or not wanted:
+        yield address
+        return
+    with ExitStack() as held:
+        try:
+            own = held.enter_context(ray_cluster(cpus=2))
+        except ServerMissing as missing:
+            raise RayUnavailable(str(missing)) from None
+        yield own.url
 
 
 def measure(
@@ -129,29 +163,30 @@ def measure(
     ray_address: str = "",
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """One and two local workers on a batch; with a Ray cluster also two actors, and single probes on both."""
+    """One and two local workers on a batch, in turns; with a Ray cluster also two actors, in turns on single probes."""
     with TemporaryDirectory(prefix="sealface-") as name:
         folder = Path(name)
         filled = Filled(folder, templates, dimension, tell)
         together, single = filled.task(batch), filled.task(1)
         found: dict[str, Any] = {"templates": templates, "dim": dimension, "batch": batch, "rounds": rounds}
-        for workers in (1, 2):
-            with _running(local(folder, workers), workers) as pool:
-                tell(f"{workers} local workers")
-                walls, timings = _times(pool, together, rounds)
-                found[f"local_{workers}_ms"] = statistics.median(walls)
-                found[f"local_{workers}_score_ms"] = statistics.median(timing.multiply_ms for timing in timings)
-                found[f"local_{workers}_pass_ms"] = statistics.median(timing.pass_ms for timing in timings)
-                if ray_address and workers == 2:
-                    with _running(on_ray(ray_address, folder, 2), 2) as actors:
-                        tell("2 Ray actors, in turn with 2 local workers")
-                        pairs = [
-                            (_times(pool, single, 1)[0][0], _times(actors, single, 1)[0][0]) for _ in range(rounds)
-                        ]
-                    found["local_single_ms"] = statistics.median(pair[0] for pair in pairs)
-                    found["ray_single_ms"] = statistics.median(pair[1] for pair in pairs)
-                    found["ray_adds_ms"] = statistics.median(there - here for here, there in pairs)
-        found["speedup_score"] = found["local_1_score_ms"] / found["local_2_score_ms"]
-        found["speedup_pass"] = found["local_1_pass_ms"] / found["local_2_pass_ms"]
-        found["speedup_wall"] = found["local_1_ms"] / found["local_2_ms"]
+        with _running(local(folder, 2), 2) as two:
+            with _running(local(folder, 1), 1) as one:
+                tell("one and two local workers, in turns")
+                passes = _in_turn((one, two), together, rounds)
+            medians = [_medians(of_pool) for of_pool in passes]
+            best = [min(timing.multiply_ms for _, timing in of_pool) for of_pool in passes]
+            for count, of_pool in enumerate(medians, 1):
+                found |= {f"local_{count}_{name}": value for name, value in of_pool.items()}
+            for step, name in (("score", "multiply_ms"), ("pass", "pass_ms"), ("wall", "wall_ms")):
+                found[f"speedup_{step}"] = medians[0][name] / medians[1][name]
+            found["speedup_score_best"] = best[0] / best[1]
+            if ray_address:
+                with _running(on_ray(ray_address, folder, 2), 2) as actors:
+                    tell("two local workers and two Ray actors, in turns")
+                    here, there = _in_turn((two, actors), single, _SINGLES * rounds)
+                found["local_single_ms"] = _medians(here)["wall_ms"]
+                found["ray_single_ms"] = _medians(there)["wall_ms"]
+                found["ray_adds_ms"] = statistics.median(
+                    far - near for (near, _), (far, _) in zip(here, there, strict=True)
+                )
         return found

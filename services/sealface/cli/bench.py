@@ -195,25 +195,42 @@ def workers(
     templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 200_000,
     dim: Annotated[int, typer.Option(help="Elements of a template.")] = 128,
     batch: Annotated[int, typer.Option(min=1, max=16, help="Probes in one pass.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 5,
-    ray_address: Annotated[str, typer.Option(help="A Ray cluster with two CPUs to compare with: host:port.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Passes of each.")] = 9,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Compare with Ray actors, on a cluster begun and ended here.")
+    ] = False,
+    ray_address: Annotated[str, typer.Option(help="The same on one that runs: host:port, two free CPUs.")] = "",
     as_json: Json = False,
 ) -> None:
     """Compare one worker process with two, and processes with Ray actors, one thread each."""
     from sealface_bench import workers as benchmark
 
-    found = benchmark.measure(
-        templates=templates,
-        dimension=dim,
-        batch=batch,
-        rounds=rounds,
-        ray_address=ray_address,
-        tell=lambda line: progress.print(line),
-    )
+    with progress.status("starting") as status, benchmark.cluster(ray, ray_address) as address:
+        found = benchmark.measure(
+            templates=templates,
+            dimension=dim,
+            batch=batch,
+            rounds=rounds,
+            ray_address=address,
+            tell=status.update,
+        )
     if as_json:
         print_json(found)
         return
-    table = Table("figure", "value", title=f"{templates:,} templates of {dim} elements, batches of {batch}")
-    for name, value in found.items():
-        table.add_row(name, f"{value:,.2f}" if isinstance(value, float) else str(value))
+    table = Table("", "1 worker", "2 workers", "speed-up", title=f"{templates:,} x {dim}, {batch} probes a pass, ms")
+    for name, label in (
+        ("multiply", "scoring alone"),
+        ("pass", "and finishing"),
+        ("expand", "expansion"),
+        ("wall", "all"),
+    ):
+        one, two = found[f"local_1_{name}_ms"], found[f"local_2_{name}_ms"]
+        table.add_row(label, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}")
+    table.add_row("scoring, fastest passes", "", "", f"{found['speedup_score_best']:.2f}")
     console.print(table)
+    if address:
+        table = Table("", "ms", title="one probe, two workers, scatter to last result (medians)")
+        table.add_row("local processes", f"{found['local_single_ms']:.1f}")
+        table.add_row("Ray actors", f"{found['ray_single_ms']:.1f}")
+        table.add_row("what Ray adds", f"{found['ray_adds_ms']:.1f}")
+        console.print(table)
