@@ -9,11 +9,13 @@ medians say so, `speedup_score_best` compares the fastest passes.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -123,6 +125,14 @@ def _one(pool: WorkerPool, task: Task) -> tuple[float, Timing]:
     return (time.perf_counter() - started) * 1e3, gathering.timing
 
 
+def _load(pool: WorkerPool, task: Task) -> float:
+    """Milliseconds a block until all are in memory."""
+    held = replace(task, probes=(), parts=tuple(replace(part, requested=None) for part in task.parts))
+    started = time.perf_counter()
+    pool.begin(held, 600)
+    return (time.perf_counter() - started) * 1e3 / len(held.parts)
+
+
 def _in_turn(pools: Sequence[WorkerPool], task: Task, rounds: int) -> list[list[tuple[float, Timing]]]:
     """Passes of each pool, by pool."""
     for pool in pools:  # loads the blocks
@@ -172,6 +182,7 @@ def measure(
         with _running(local(folder, 2), 2) as two:
             with _running(local(folder, 1), 1) as one:
                 tell("one and two local workers, in turns")
+                found["load_ms_a_block"] = _load(one, together)
                 passes = _in_turn((one, two), together, rounds)
             medians = [_medians(of_pool) for of_pool in passes]
             best = [min(timing.multiply_ms for _, timing in of_pool) for of_pool in passes]
@@ -184,6 +195,7 @@ def measure(
                 with _running(on_ray(ray_address, folder, 2), 2) as actors:
                     tell("two local workers and two Ray actors, in turns")
                     here, there = _in_turn((two, actors), single, _SINGLES * rounds)
+                found["spread"] = statistics.stdev(math.log(timing.pass_ms) for _, timing in here)
                 found["local_single_ms"] = _medians(here)["wall_ms"]
                 found["ray_single_ms"] = _medians(there)["wall_ms"]
                 found["ray_adds_ms"] = statistics.median(
