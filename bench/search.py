@@ -17,7 +17,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from sealface_protos.matching.v1 import matching_service_pb2 as matching
 THRESHOLD = 0.3  # mated probes lie near 0.1, others beyond 0.5
 MOST_FOR_ERROR = 100_000
 _WARM_UP = 2
+_OUTSIDE = ("matching", "keys")  # what is measured of them lies outside the pass
 
 Vectors = NDArray[np.float32]
 Tell = Callable[[str], None]
@@ -205,18 +206,33 @@ async def _items(
         yield matching.BatchIdentifyRequest(request=request)
 
 
-def resident_mb(state: Path, service: str) -> float | None:
-    """Resident memory of a service of this machine that runs on a state folder; of matching, its workers' too."""
-    names = {service.encode(), *([b"worker"] if service == "matching" else [])}
-    found = []
+def _processes(state: Path, *services: str) -> Iterator[Path]:
+    """Their folders in /proc, of services of this machine that run on a state folder."""
+    names = {service.encode() for service in services}
     for folder in Path("/proc").iterdir():
-        try:
+        with suppress(OSError):
             command = (folder / "cmdline").read_bytes().split(b"\0")
             if b"serve" in command and names & set(command) and str(state).encode() in command:
-                found.append(int((folder / "status").read_text().split("VmRSS:")[1].split()[0]) / 1024)
-        except (OSError, IndexError):
-            continue
+                yield folder
+
+
+def resident_mb(state: Path, service: str) -> float | None:
+    """Resident memory of a service of this machine that runs on a state folder; of matching, its workers' too."""
+    found = []
+    for folder in _processes(state, service, *(["worker"] if service == "matching" else [])):
+        with suppress(OSError, IndexError):
+            found.append(int((folder / "status").read_text().split("VmRSS:")[1].split()[0]) / 1024)
     return sum(found) or None
+
+
+def cpu_ms(state: Path, service: str) -> float:
+    """What the process of a service has computed so far; of matching without its workers."""
+    ticks = 0
+    for folder in _processes(state, service):
+        with suppress(OSError):
+            user, system = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+            ticks += int(user) + int(system)
+    return ticks * 1e3 / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(
@@ -260,6 +276,7 @@ async def measure(
                 for _ in range(_WARM_UP):
                     await searcher.search(faces[:batch])
                 searcher.ms.clear()
+                before = {name: cpu_ms(state, name) for name in _OUTSIDE} if state else None
                 right, plain_ms, speeds = 0, [], []
                 for start in range(_WARM_UP * batch, len(faces) - batch + 1, batch):
                     named = await searcher.search(faces[start : start + batch])
@@ -270,6 +287,7 @@ async def measure(
                         ms, speed = baseline.measure()
                         plain_ms.append(ms)
                         speeds.append(speed)
+            spent = {name: cpu_ms(state, name) - before[name] for name in _OUTSIDE} if state and before else {}
             rss = {name: resident_mb(state, name) if state else None for name in ("matching", "keys", "enrollment")}
         finally:
             await client.delete_gallery(gallery.id)
@@ -305,6 +323,7 @@ async def measure(
         "sealed_mb": sealed_bytes / 1e6,
         "rss_mb": rss["matching"],
         "rss_all_mb": sum(rss.values()) if all(rss.values()) else None,  # type: ignore[arg-type]
+        **{f"{name}_cpu_ms": ms / len(searcher.ms["total"]) / batch for name, ms in spent.items()},
         "probe_bytes": searcher.bytes,
         "import_per_s": import_rate,
     }
