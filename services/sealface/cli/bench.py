@@ -234,3 +234,53 @@ def workers(
         table.add_row("Ray actors", f"{found['ray_single_ms']:.1f}")
         table.add_row("what Ray adds", f"{found['ray_adds_ms']:.1f}")
         console.print(table)
+
+
+@app.command()
+@reporting
+def scatter(
+    templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 100_000_000,
+    dim: Annotated[int, typer.Option(help="Elements of a template.")] = 128,
+    workers: Annotated[int, typer.Option(min=2, help="Workers that share it.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.")] = 4,
+    gbit: Annotated[float, typer.Option(help="Network of the matching service, Gbit/s each way.")] = 25.0,
+    relays: Annotated[int, typer.Option(min=1, help="Processes that pass results on; one is what is built.")] = 1,
+    openers: Annotated[int, typer.Option(min=1, help="Processes that open results; one is what is built.")] = 1,
+    sigma: Annotated[float, typer.Option(min=0, help="Spread of a worker's time, of its logarithm.")] = 0.1,
+    slow: Annotated[float, typer.Option(min=0, max=1, help="Probability of a worker's slow mode.")] = 0.01,
+    slow_factor: Annotated[float, typer.Option(min=1, help="How slow that is.")] = 5.0,
+    lost: Annotated[float, typer.Option(min=0, max=1, help="Probability that a worker is lost in a search.")] = 1e-4,
+    hedge_ms: Annotated[float, typer.Option(min=0, help="When to ask again; 0: a worker's 95th percentile.")] = 0.0,
+    searches: Annotated[int, typer.Option(min=1, help="Searches drawn.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Simulate searches over many workers with stragglers and losses, with and without a second copy of each block."""
+    from sealface_bench import scatter as benchmark
+
+    plant = benchmark.Plant(templates, dim, workers, threads, gbit, relays, openers)
+    stragglers = benchmark.Stragglers(sigma, slow, slow_factor, lost, hedge_ms=hedge_ms)
+    found = benchmark.simulate(plant, benchmark.Costs(), stragglers, searches, seed)
+    if as_json:
+        print_json(found)
+        return
+    policies = {
+        "one_copy": "one copy, losses done again",
+        "two_copies": "two copies, losses done again",
+        "hedged": f"and asked again after {found['hedge_ms']:.0f} ms (not built)",
+    }
+    names = tuple(benchmark.QUANTILES)
+    title = f"{templates:,} x {dim} over {workers} workers of {threads} threads, ms: pass alone, whole search"
+    table = Table("", *names, *names, title=title)
+    for policy, label in policies.items():
+        cells = [f"{found[policy][what][name]:,.0f}" for what in ("pass", "search") for name in names]
+        table.add_row(label, *cells)
+    console.print(table)
+    table = Table("one search", "bytes", "ms", title=f"what all results take, at {gbit:g} Gbit/s")
+    table.add_row("undisturbed pass", "", f"{found['undisturbed_ms']:,.0f}")
+    table.add_row("probe and names of blocks to workers", f"{found['scatter_bytes']:,}", f"{found['scatter_ms']:,.0f}")
+    table.add_row("results to the matching service", f"{found['gather_bytes']:,}", f"{found['gather_ms']:,.0f}")
+    table.add_row("passed on by its processes", "", f"{found['matching_ms']:,.0f}")
+    table.add_row("with slots to the key service", f"{found['decide_bytes']:,}", f"{found['decide_ms']:,.0f}")
+    table.add_row("opened there", "", f"{found['opening_ms']:,.0f}")
+    console.print(table)
