@@ -255,14 +255,23 @@ def test_a_block_is_held_by_as_many_workers_as_there_are_replicas(zone, replicas
 
 
 def test_with_two_replicas_nothing_is_loaded_when_a_worker_is_lost(zone, monkeypatch):
-    fill(zone, 6)
-    home, matcher = several(zone, 3, replicas=2)
+    fill(zone, 80)
+    home, matcher = several(zone, 4, replicas=2)
     search(zone, matcher, "door")
     loaded, block = [], zone.galleries.block
     monkeypatch.setattr(zone.galleries, "block", lambda *a: loaded.append(a) or block(*a))
     home.dies_after["w2"] = 0
     assert search(zone, matcher, "door").keys() == everybody(zone)
     assert loaded == []
+
+
+def test_who_holds_the_second_copy_takes_over_whatever_others_have_to_do():
+    task, names = Task("door", 0, (), parts(300)), [f"w{i}" for i in range(12)]
+    before = placed(task, range(300), names)
+    lost = [place for place, takers in before.items() if takers[0] == "w3"]
+    assert len(lost) > 20
+    after = placed(task, lost, [name for name in names if name != "w3"], bounded=False)
+    assert all(after[place][0] == before[place][1] for place in lost)
 
 
 def test_a_search_that_is_given_up_stops_at_its_workers(zone):

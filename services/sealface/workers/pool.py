@@ -78,17 +78,21 @@ class Home(Protocol):
         """Those that run, by a name that a worker keeps when it is started again."""
 
 
-def placed(task: Task, places: Iterable[int], members: Iterable[str]) -> dict[int, tuple[str, ...]]:
+def placed(
+    task: Task, places: Iterable[int], members: Iterable[str], bounded: bool = True
+) -> dict[int, tuple[str, ...]]:
     """The workers of some parts of a task, in the order in which they are to score them.
 
     Args:
         task: the task.
         places: of the parts.
         members: names of workers, at least one.
+        bounded: whether to load them equally, rather than to take the one preferred.
     """
     names = tuple(sorted(members))
     order = sorted(places, key=lambda place: (-task.parts[place].columns, place))
-    share = math.ceil(sum(task.parts[place].columns for place in order) / len(names))
+    everything = sum(task.parts[place].columns for place in order)
+    share = math.ceil(everything / len(names)) if bounded else everything
     room = dict.fromkeys(names, share)
     found = {}
     for place in order:
@@ -247,7 +251,9 @@ class Gathering:
             time.sleep(_LOOK_S)
         able = [name for name in members if name != lost] or list(members)
         jobs = {name: _Job(name) for name in able}
-        for place, (taker, *others) in placed(self._task, places, able).items():
+        # who holds the second copy takes over, even if others have less to do: loading takes longer than scoring
+        bounded = first or self._replicas == 1
+        for place, (taker, *others) in placed(self._task, places, able, bounded).items():
             jobs[taker].places.append(place)
             if first:
                 for name in others[: self._replicas - 1]:
