@@ -379,10 +379,33 @@ def test_stopping_stops_the_processes(zone, processes):
     assert processes.members() == {}
 
 
-def test_one_that_does_not_start_is_said(zone):
-    broken = LocalProcesses([sys.executable, "-c", "print('no')"], 1)
+ONE_READY = """
+import os, sys
+open(f"{sys.argv[1]}/{os.getpid()}", "w").close()
+try:
+    os.mkdir(f"{sys.argv[1]}/first")
+    print('{"address": "127.0.0.1:1"}', flush=True)
+except FileExistsError:
+    print("no", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_that_does_not_start_is_said_and_the_others_are_stopped(tmp_path):
+    broken = LocalProcesses([sys.executable, "-c", ONE_READY, os.fspath(tmp_path)], 3)
     with pytest.raises(WorkerDidNotStart):
         broken.start()
+    begun = [path.name for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in begun)
+    assert broken.members() == {}
+
+
+def test_a_worker_that_was_hung_up_on_is_lost(zone, processes):
+    fill(zone, 3)
+    worker = next(iter(processes.members().values()))
+    worker.close()
+    with pytest.raises(WorkerLost):
+        worker.run(Task("door", 0, (), ()), 5)
 
 
 def until(true):

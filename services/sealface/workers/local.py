@@ -55,11 +55,18 @@ class LocalProcesses:
         """Start them all; returns when they are ready.
 
         Raises:
-            WorkerDidNotStart: one is not; the log says why.
+            WorkerDidNotStart: one is not, and none runs on; the log says why.
         """
         begun = {name: self._begin() for name in self._names}
-        for name, popen in begun.items():
-            self._ready(name, popen)
+        try:
+            for name, popen in begun.items():
+                self._ready(name, popen)
+        except WorkerDidNotStart:
+            for popen in begun.values():
+                popen.kill()
+                popen.communicate()
+            self.stop()
+            raise
         self._watch.start()
 
     def stop(self) -> None:

@@ -32,8 +32,15 @@ class RemoteWorker:
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
 
     def run(self, task: Task, timeout_s: float) -> Running:
-        """Begin a task."""
-        return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s))
+        """Begin a task.
+
+        Raises:
+            WorkerLost: it was hung up on meanwhile.
+        """
+        try:
+            return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s))
+        except ValueError:  # gRPC's word for a channel that is closed
+            raise WorkerLost("the worker was started again") from None
 
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
