@@ -1,6 +1,7 @@
 """What stragglers and lost workers do to a search over many workers: a simulation, since this machine has two cores.
 
-The costs are measured on one thread (`sealface bench engine`, `sealface bench workers`); how slow a worker is in one
+The costs are measured on one thread (`sealface bench engine`, `bench workers`; `relay_ms` and `open_ms` as the slope of
+`matching_cpu_ms` and `keys_cpu_ms` of `bench search` over its `blocks`); how slow a worker is in one
 search is drawn. It takes `expand_ms + blocks * block_ms` over its threads, times a factor of
 
 - a lognormal body of median 1: what is shared on any machine (`sigma`; `bench workers` measures it as `spread`), and
@@ -20,14 +21,16 @@ Three policies, on the same draws:
 
 What is done again is spread evenly over all others, as rendezvous hashing does it, who expand the probe again; one that
 is still busy with its own part works at half speed. That those who take over are lost as well is left out. Results
-stream while workers score, so a search takes as long as the slower of two: the pass, and what all results take at the
-narrowest place behind it.
+stream while workers score, so when the work is planned and scattered, a search takes as long as the slower of two: the
+pass, and what all results take at the narrowest place behind it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,9 @@ from numpy.typing import NDArray
 from sealface.cipher.distance import Metric
 from sealface.cipher.evaluator import result_size
 from sealface.cipher.layout import Layout
+from sealface.workers.convert import task_to_proto
+from sealface.workers.pool import placed
+from sealface.workers.task import Part, Task
 
 POLICIES = ("one_copy", "two_copies", "hedged")
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
@@ -54,13 +60,15 @@ class Costs:
         load_ms: reading a block from the record and arranging it.
         relay_ms: taking a result from a worker and passing it on, in the matching service.
         open_ms: taking a result and opening it, in the key service.
+        plan_ms: naming all blocks to all workers, in the matching service; `planning` measures it.
     """
 
     expand_ms: float = 33.0
     block_ms: float = 1.55
     load_ms: float = 30.0
-    relay_ms: float = 0.1
-    open_ms: float = 0.1
+    relay_ms: float = 0.4
+    open_ms: float = 0.4
+    plan_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,25 @@ class Load:
             blocks * result,
             blocks * (result + 4 * shape.capacity),
         )
+
+
+def planning(plant: Plant) -> float:
+    """Milliseconds of placing the blocks of a search and writing all workers' tasks, with the code that does it."""
+    shape = Layout.of("", plant.dimension, Metric.COSINE, 1.0).best_shape(plant.templates)
+    slots = np.arange(1, shape.capacity + 1, dtype=np.uint32)
+    took = 0.0
+    for _ in range(2):  # the first time weighs workers for every block, which is remembered
+        started = time.process_time()
+        numbers = range(1, Load.of(plant).blocks + 1)
+        parts = tuple(Part(shape.columns, number, bytes(32), slots > 0) for number in numbers)
+        task = Task("door", 1, (b"",), parts, whole=True)
+        places = defaultdict(list)
+        for place, (taker, *_) in placed(task, range(len(parts)), [f"w{i}" for i in range(plant.workers)]).items():
+            places[taker].append(parts[place])
+        for of_worker in places.values():
+            task_to_proto(replace(task, parts=tuple(of_worker))).SerializeToString()
+        took = (time.process_time() - started) * 1e3
+    return took
 
 
 def factors(stragglers: Stragglers, rng: np.random.Generator, searches: int, workers: int) -> Times:
@@ -254,6 +281,6 @@ def simulate(plant: Plant, costs: Costs, stragglers: Stragglers, searches: int, 
     for policy, times in passes.items():
         found[policy] = {
             "pass": quantiles(times),
-            "search": quantiles(scatter_ms + np.maximum(times, max(streams.values()))),
+            "search": quantiles(costs.plan_ms + scatter_ms + np.maximum(times, max(streams.values()))),
         }
     return found

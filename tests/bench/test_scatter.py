@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sealface.workers.convert import task_to_proto
+from sealface.workers.pool import placed
 from sealface.workers.task import Part, Task
 from sealface_bench import scatter
 from sealface_bench.scatter import POLICIES, Costs, Load, Plant, Simulation, Stragglers, simulate, slowest
@@ -112,10 +113,18 @@ def test_what_is_reckoned_for_a_task_is_what_its_message_takes():
 
 def test_a_search_is_no_faster_than_the_narrowest_place():
     plant = replace(PLANT, gbit=1.0)
-    found = simulate(plant, COSTS, CALM, 100, 1)
+    found = simulate(plant, replace(COSTS, plan_ms=7.0), CALM, 100, 1)
     slowest_stream = max(Simulation(plant, COSTS, CALM).streams_ms().values())
-    assert found["two_copies"]["search"]["p50"] == pytest.approx(found["scatter_ms"] + slowest_stream)
+    assert found["two_copies"]["search"]["p50"] == pytest.approx(7.0 + found["scatter_ms"] + slowest_stream)
     assert slowest_stream >= found["decide_bytes"] * 8 / 1e6
+
+
+def test_planning_is_measured_with_the_code_that_plans(monkeypatch):
+    asked = []
+    monkeypatch.setattr(scatter, "placed", lambda *given: asked.append(given) or placed(*given))
+    assert scatter.planning(replace(PLANT, templates=4_032 * 500, workers=4)) > 0
+    assert {len(task.parts) for task, *_ in asked} == {500}
+    assert {len(members) for *_, members in asked} == {4}
 
 
 def test_a_seed_repeats_a_simulation_and_json_holds_it():

@@ -260,7 +260,7 @@ def scatter(
 
     plant = benchmark.Plant(templates, dim, workers, threads, gbit, relays, openers)
     stragglers = benchmark.Stragglers(sigma, slow, slow_factor, lost, hedge_ms=hedge_ms)
-    found = benchmark.simulate(plant, benchmark.Costs(), stragglers, searches, seed)
+    found = benchmark.simulate(plant, benchmark.Costs(plan_ms=benchmark.planning(plant)), stragglers, searches, seed)
     if as_json:
         print_json(found)
         return
@@ -277,6 +277,7 @@ def scatter(
         table.add_row(label, *cells)
     console.print(table)
     table = Table("one search", "bytes", "ms", title=f"what all results take, at {gbit:g} Gbit/s")
+    table.add_row("placed and named to workers", "", f"{found['plan_ms']:,.0f}")
     table.add_row("undisturbed pass", "", f"{found['undisturbed_ms']:,.0f}")
     table.add_row("probe and names of blocks to workers", f"{found['scatter_bytes']:,}", f"{found['scatter_ms']:,.0f}")
     table.add_row("results to the matching service", f"{found['gather_bytes']:,}", f"{found['gather_ms']:,.0f}")
