@@ -4,7 +4,8 @@ The pool alone is measured, without the services before and behind it: a batch o
 and every result back here. `multiply_ms` is the product of the probes with the blocks at the slowest worker, `pass_ms`
 that and the finishing of the results. Every worker expands every probe for itself (`expand_ms`): more workers do not
 make that shorter, more threads of a worker do. Two workers want both cores of a small machine: where others use it the
-medians say so, `speedup_score_best` compares the fastest passes.
+medians say so. `speedup_score_best` compares the fastest passes, `speedup_score_cpu` the processor time of a thread,
+which grows where two wait for the same memory and not where others compute.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from sealface.cipher import product
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
+from sealface.cipher.parameters import for_dimension
 from sealface.cipher.scheme import Ckks
 from sealface.enrollment.record import NewGallery, Record
 from sealface.runtime.server import ServerConfig
@@ -35,6 +40,7 @@ from sealface.workers.local import LocalProcesses
 from sealface.workers.pool import Home, WorkerPool
 from sealface.workers.server import WorkerConfig
 from sealface.workers.task import Part, Task, Timing, slots_digest
+from sealface_bench.engine import Bench
 from sealface_bench.search import unit_vectors
 from sealface_deploy.servers import ServerMissing, ray_cluster
 
@@ -146,6 +152,28 @@ def _medians(passes: Sequence[tuple[float, Timing]]) -> dict[str, float]:
     return {"wall_ms": statistics.median(wall for wall, _ in passes)} | found
 
 
+def _score_cpu_ms(dimension: int, blocks: int, batch: int, rounds: int) -> float:
+    """Processor time of one thread for the product of a batch with some blocks, median."""
+    bench = Bench(dimension)
+    data = bench.encryptor.block(bench.shape, bench.vectors)
+    held = [bench.evaluator.load(bench.shape, data).columns for _ in range(blocks)]
+    leaves = bench.evaluator.expand([bench.probe] * batch, {bench.shape})[bench.shape]
+    times = []
+    for _ in range(rounds + 1):
+        started = time.thread_time()
+        product.scores(held, leaves.words, for_dimension(dimension).data_primes)
+        times.append((time.thread_time() - started) * 1e3)
+    return statistics.median(times[1:])
+
+
+def scoring_cpu(dimension: int, blocks: int, batch: int, rounds: int) -> tuple[float, float]:
+    """The same for one process, and of the slower of two at once that share the blocks: whatever else runs here."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        alone = pool.submit(_score_cpu_ms, dimension, blocks, batch, rounds).result()
+        both = [pool.submit(_score_cpu_ms, dimension, -(-blocks // 2), batch, 2 * rounds) for _ in range(2)]
+        return alone, max(half.result() for half in both)
+
+
 @contextmanager
 def cluster(wanted: bool, address: str = "") -> Iterator[str]:
     """The address of a Ray cluster: of one that runs, else of one that is begun and ended here; empty for none.
@@ -191,6 +219,9 @@ def measure(
             for step, name in (("score", "multiply_ms"), ("pass", "pass_ms"), ("wall", "wall_ms")):
                 found[f"speedup_{step}"] = medians[0][name] / medians[1][name]
             found["speedup_score_best"] = best[0] / best[1]
+            tell("scoring alone, in processor time")
+            alone, shared = scoring_cpu(dimension, len(together.parts), batch, rounds)
+            found |= {"cpu_1_score_ms": alone, "cpu_2_score_ms": shared, "speedup_score_cpu": alone / shared}
             if ray_address:
                 with _running(on_ray(ray_address, folder, 2), 2) as actors:
                     tell("two local workers and two Ray actors, in turns")

@@ -227,6 +227,8 @@ def workers(
         one, two = found[f"local_1_{name}_ms"], found[f"local_2_{name}_ms"]
         table.add_row(label, f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}")
     table.add_row("scoring, fastest passes", "", "", f"{found['speedup_score_best']:.2f}")
+    one, two = found["cpu_1_score_ms"], found["cpu_2_score_ms"]
+    table.add_row("scoring, processor time", f"{one:.1f}", f"{two:.1f}", f"{one / two:.2f}")
     console.print(table)
     if address:
         table = Table("", "ms", title="one probe, two workers, scatter to last result (medians)")
