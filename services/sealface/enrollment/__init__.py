@@ -6,6 +6,7 @@ enroller            a ciphertext to a stored template
 operations, leases  long work, stored; one process at a time on a gallery
 housekeeper         what goes on in the background
 sealer, erasure     sealed blocks, made and made again; erasures, seen through
+invalidation        what is erased leaves Redis
 key_source          public material from the key service, and its part in renewing blocks
 servicer            gRPC to the above; conversion between both (operation_servicer: operations)
 server              the process

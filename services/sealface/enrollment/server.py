@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
 from sealface.enrollment.housekeeper import Housekeeper
+from sealface.enrollment.invalidation import Invalidation
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.operation_servicer import OperationServicer
@@ -21,7 +22,9 @@ from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.runtime.channels import connect
-from sealface.runtime.server import Server, ServerConfig
+from sealface.runtime.server import Background, Server, ServerConfig
+from sealface.storage.cache import CacheConfig
+from sealface.storage.entries import Entries
 from sealface.storage.galleries import Galleries
 from sealface.storage.schema import open_record
 from sealface_protos.enrollment.v1 import (
@@ -44,12 +47,14 @@ class EnrollmentConfig:
         server: how it listens.
         keys: address of the key service.
         database: address of the record; a file in the folder if none is named.
+        cache: that matching reads through; what is erased is dropped from it.
     """
 
     folder: Path
     server: ServerConfig
     keys: str
     database: str = ""
+    cache: CacheConfig | None = None
 
 
 def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
@@ -65,7 +70,10 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     sealer = Sealer(galleries, record, scheme, renew)
     housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer)
     servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, housekeeper.wake)
-    server = Server(config.server, [SERVICE, OPERATIONS], background=[housekeeper])
+    background: list[Background] = [housekeeper]
+    if config.cache is not None:
+        background.append(Invalidation(galleries, Entries(config.cache.address, config.cache.limit)))
+    server = Server(config.server, [SERVICE, OPERATIONS], background=background)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationServicer(operations, record, housekeeper.wake), server.grpc
     )

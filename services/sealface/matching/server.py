@@ -12,6 +12,7 @@ from sealface.matching.servicer import MatchingServicer
 from sealface.matching.watch import Watch
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
+from sealface.storage.cache import CacheConfig
 from sealface.storage.galleries import Galleries
 from sealface.storage.schema import open_record
 from sealface.workers.embedded import Embedded
@@ -35,6 +36,7 @@ class MatchingConfig:
         threads: of the worker in this process.
         memory: of the worker in this process, bytes that the blocks of all galleries may take.
         database: address of the record; a file in the folder if none is named.
+        cache: of the worker in this process.
     """
 
     folder: Path
@@ -45,12 +47,13 @@ class MatchingConfig:
     threads: int = 1
     memory: int = 1 << 62
     database: str = ""
+    cache: CacheConfig | None = None
 
 
 def build(config: MatchingConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     galleries = Galleries(open_record(config.folder, config.database))
-    own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database)
+    own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database, config.cache)
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
     matcher = Matcher(galleries, scheme, pool)
     servicer = MatchingServicer(matcher, Decider(connect(config.keys)))

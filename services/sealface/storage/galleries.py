@@ -106,6 +106,74 @@ class Placement:
     blocks: dict[int, int]
 
 
+@dataclass(frozen=True)
+class Head:
+    """A gallery at one moment: what names its ciphertexts, and how far its counters are.
+
+    Attributes:
+        gallery: its id.
+        key_version, first_epoch, epoch: see `Gallery`.
+        next_block: number that its next block gets.
+    """
+
+    gallery: str
+    key_version: str
+    first_epoch: int
+    epoch: int
+    next_block: int
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What tells a stored ciphertext from any other bytes.
+
+    Attributes:
+        size: bytes it has.
+        digest: SHA-256 of `bound` and the ciphertext.
+        bound: of a block its shape and slots, see `block_digest`; of a template nothing.
+    """
+
+    size: int
+    digest: bytes
+    bound: bytes = b""
+
+    def fits(self, data: bytes) -> bool:
+        """Whether these bytes are that ciphertext."""
+        digest = hashlib.sha256(self.bound)
+        digest.update(data)
+        return digest.digest() == self.digest
+
+    @property
+    def slots(self) -> NDArray[np.uint32]:
+        """Of a block: slots by position."""
+        return np.frombuffer(self.bound, "<u4", offset=_SHAPE.size).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Fingerprints of some of a gallery's ciphertexts, at one moment.
+
+    Attributes:
+        head: the gallery.
+        templates: by slot, of those that have a ciphertext of their own.
+        blocks: by number.
+    """
+
+    head: Head
+    templates: dict[int, Fingerprint]
+    blocks: dict[int, Fingerprint]
+
+
+_SHAPE = struct.Struct("<II")
+_HEAD = (
+    galleries.c.id,
+    galleries.c.key_version,
+    galleries.c.first_epoch,
+    galleries.c.epoch,
+    galleries.c.next_block,
+)
+
+
 def _gallery(row: sa.Row[Any]) -> Gallery:
     return Gallery(
         id=row.id,
@@ -180,6 +248,42 @@ class Galleries:
         if row is None:
             raise _not_found()
         return row.first_epoch, row.epoch
+
+    def heads(self) -> list[Head]:
+        """All galleries."""
+        with self._engine.begin() as transaction:
+            return [Head(*row) for row in transaction.execute(sa.select(*_HEAD))]
+
+    def fingerprints(
+        self, gallery_id: str, slots: Collection[int] = (), numbers: Collection[int] = ()
+    ) -> Fingerprints | None:
+        """What the record says of some templates and blocks without giving them out; None if there is no such gallery.
+
+        Args:
+            gallery_id: the gallery.
+            slots: of templates, a few hundred at most.
+            numbers: of blocks, likewise.
+        """
+        own = sa.select(templates.c.slot, sa.func.length(templates.c.ciphertext), templates.c.digest).where(
+            templates.c.gallery == gallery_id, templates.c.slot.in_(slots), templates.c.ciphertext.is_not(None)
+        )
+        sealed = sa.select(
+            blocks.c.number, sa.func.length(blocks.c.ciphertext), blocks.c.digest, blocks.c["columns"], blocks.c.slots
+        ).where(blocks.c.gallery == gallery_id, blocks.c.number.in_(numbers))
+        with self._engine.begin() as transaction:
+            head = transaction.execute(sa.select(*_HEAD).where(galleries.c.id == gallery_id)).one_or_none()
+            if head is None:
+                return None
+            found = transaction.execute(own).all() if slots else ()
+            of_blocks = transaction.execute(sealed).all() if numbers else ()
+        return Fingerprints(
+            Head(*head),
+            {slot: Fingerprint(size, bytes(digest)) for slot, size, digest in found},
+            {
+                number: Fingerprint(size, bytes(digest), _bound(columns, bytes(placed)))
+                for number, size, digest, columns, placed in of_blocks
+            },
+        )
 
     def changes(self, gallery_id: str, since: int, limit: int | None = None) -> tuple[int, int, list[Change]]:
         """First epoch, last epoch, and the changes after an epoch in order.
@@ -366,10 +470,13 @@ def sha256(data: bytes) -> bytes:
 
 def block_digest(columns: int, slots: bytes, ciphertext: bytes) -> bytes:
     """The digest of a sealed block: its shape and who lies where are as much part of it as the ciphertext."""
-    digest = hashlib.sha256(struct.pack("<II", columns, len(slots)))
-    digest.update(slots)
+    digest = hashlib.sha256(_bound(columns, slots))
     digest.update(ciphertext)
     return digest.digest()
+
+
+def _bound(columns: int, slots: bytes) -> bytes:
+    return _SHAPE.pack(columns, len(slots)) + slots
 
 
 def _checked(data: bytes, digest: bytes, stored: bytes) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
 from sealface.runtime.server import Server, ServerConfig
+from sealface.storage.cache import CacheConfig, open_templates
 from sealface.storage.galleries import Galleries
 from sealface.storage.schema import open_record
 from sealface.workers.remote import LARGEST_MESSAGE
@@ -27,6 +28,7 @@ class WorkerConfig:
         threads: how many score at once.
         memory: bytes that the blocks of all galleries may take.
         database: address of the record; a file in the folder if none is named.
+        cache: of the record's ciphertexts.
     """
 
     folder: Path
@@ -34,12 +36,13 @@ class WorkerConfig:
     threads: int = 1
     memory: int = 1 << 62
     database: str = ""
+    cache: CacheConfig | None = None
 
 
 def worker_of(config: WorkerConfig, scheme: Scheme) -> Worker:
     """A worker on the record."""
     galleries = Galleries(open_record(config.folder, config.database))
-    return Worker(galleries, scheme, config.threads, config.memory)
+    return Worker(galleries, scheme, config.threads, config.memory, open_templates(galleries, config.cache))
 
 
 def build(config: WorkerConfig, scheme: Scheme) -> Server:
