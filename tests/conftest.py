@@ -30,6 +30,7 @@ from sealface.protocol.signing import Credential
 from sealface.recognition import weights_home
 from sealface.recognition.weights import DLIB_WEIGHTS, weights_folder
 from sealface.runtime.server import Server, ServerConfig
+from sealface.storage.cache import CacheConfig
 from sealface_client import AsyncClient, AsyncGallery, Endpoints
 from tests.plain import Plain
 
@@ -72,6 +73,7 @@ class Suite:
     grace_s: float = 5.0
     threads: int = 1
     memory: int = 1 << 62
+    cache: CacheConfig | None = None
     operator: Credential = field(default_factory=lambda: Credential.generate("callers/operator"))
     addresses: dict[str, str] = field(default_factory=dict)
     _servers: dict[str, Server] = field(default_factory=dict)
@@ -95,10 +97,17 @@ class Suite:
                 (self.keys / "operator.pub").write_bytes(pem)
                 server = build_keys(KeyConfig(self.keys, config, self.keys / "operator.pub"), self.scheme)
             elif service == "enrollment":
-                server = build_enrollment(EnrollmentConfig(self.compute, config, self.addresses["keys"]), self.scheme)
+                server = build_enrollment(
+                    EnrollmentConfig(self.compute, config, self.addresses["keys"], cache=self.cache), self.scheme
+                )
             else:
                 matching = MatchingConfig(
-                    self.compute, config, self.addresses["keys"], threads=self.threads, memory=self.memory
+                    self.compute,
+                    config,
+                    self.addresses["keys"],
+                    threads=self.threads,
+                    memory=self.memory,
+                    cache=self.cache,
                 )
                 server = build_matching(matching, self.scheme)
             self.addresses[service] = await server.start()

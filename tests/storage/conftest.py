@@ -3,9 +3,10 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 import sqlalchemy as sa
 from deploy import servers
 from deploy.servers import LocalServer
@@ -13,10 +14,15 @@ from deploy.servers import LocalServer
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import NewGallery, Record
+from sealface.storage.cache import Cache
 from sealface.storage.database import open_database, open_sqlite, reading
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
 from sealface.storage.schema import migrate, open_record
+from tests.storage import redis_servers
+
+if TYPE_CHECKING:
+    from tests.storage.cached import Kept
 
 
 def new_gallery(
@@ -118,3 +124,42 @@ def record(engine: sa.Engine) -> Record:
 @pytest.fixture
 def galleries(engine: sa.Engine) -> Galleries:
     return Galleries(engine)
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[LocalServer]:
+    """A Redis that no test kills."""
+    with servers.redis() as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_redis: LocalServer) -> LocalServer:
+    """A Redis that is empty."""
+    with redis_servers.client(shared_redis) as one:
+        one.flushall()
+        one.config_set("maxmemory", 0)
+    return shared_redis
+
+
+@pytest.fixture
+def raw(server: LocalServer) -> Iterator[redis.Redis]:
+    """Redis itself."""
+    with redis_servers.client(server) as one:
+        yield one
+
+
+@pytest.fixture
+def kept(path: Path) -> Kept:
+    """A gallery whose ciphertexts are known."""
+    from tests.storage.cached import Kept
+
+    return Kept(path)
+
+
+@pytest.fixture
+def cache(kept: Kept, server: LocalServer) -> Cache:
+    """A cache of it."""
+    from tests.storage.cached import open_cache
+
+    return open_cache(kept, server.url)

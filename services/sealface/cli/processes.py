@@ -27,7 +27,7 @@ from sealface_client.endpoints import SERVICES_FILE
 OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
 ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "worker": "compute", "edge": "edge-service"}
-_OF_COMPUTE = {"SEALFACE_DATABASE"}
+_OF_COMPUTE = {"SEALFACE_DATABASE", "SEALFACE_REDIS"}
 _START_S = 120.0
 _STOP_S = 30.0
 

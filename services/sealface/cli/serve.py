@@ -10,13 +10,16 @@ import sys
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sealface.cli.output import Exit, fail, print_json, progress, reporting
 from sealface.cli.processes import OPERATOR, ZONES, LocalServices
 from sealface.cli.workers import Pool, Workers
+
+if TYPE_CHECKING:
+    from sealface.storage.cache import CacheConfig
 
 _PACKAGES = ("sealface", "sealface_client", "sealface_protos")
 
@@ -51,6 +54,18 @@ def serve(
             envvar="SEALFACE_DATABASE", help="The record, postgresql://…; default a file in the state folder."
         ),
     ] = "",
+    redis: Annotated[
+        str,
+        typer.Option(
+            envvar="SEALFACE_REDIS", help="A cache of ciphertexts, redis://…, rediss://…, redis+cluster://…, or none."
+        ),
+    ] = "",
+    redis_gib: Annotated[
+        float,
+        typer.Option(
+            "--redis-memory", min=0.01, envvar="SEALFACE_REDIS_MEMORY", help="GiB of each gallery that Redis holds."
+        ),
+    ] = 4.0,
     threads: Annotated[
         int, typer.Option(min=1, envvar="SEALFACE_THREADS", help="Threads of all workers; default one a core.")
     ] = os.cpu_count() or 1,
@@ -81,11 +96,28 @@ def serve(
     """Run the services. Prints one JSON line when they are ready; stops on SIGTERM after finishing what it began."""
     state = state.resolve()
     shared = Workers(pool, workers, threads, int(memory_gib * (1 << 30)), replicas, ray_address)
+    cache = _cache(redis, redis_gib)
+    # for the services and for workers: what may hold a password is in no command line of ours
+    os.environ.update(SEALFACE_DATABASE=database, SEALFACE_REDIS=redis, SEALFACE_REDIS_MEMORY=str(redis_gib))
     if service is None:
-        os.environ.update(shared.environment() | {"SEALFACE_DATABASE": database})  # for the services
+        os.environ.update(shared.environment())
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, database, shared, max_megapixels, with_parent)
+        _serve_one(service, state, listen, keys, database, cache, shared, max_megapixels, with_parent)
+
+
+def _cache(redis: str, gib: float) -> CacheConfig | None:
+    """The cache that was named.
+
+    Raises:
+        WrongRedisAddress: it is none of Redis.
+    """
+    if not redis:
+        return None
+    from sealface.storage.cache import CacheConfig
+    from sealface.storage.redis_address import RedisAddress
+
+    return CacheConfig(RedisAddress.parse(redis), int(gib * (1 << 30)))
 
 
 def _serve_all(state: Path) -> None:
@@ -112,6 +144,7 @@ def _serve_one(
     listen: str,
     keys: str,
     database: str,
+    cache: CacheConfig | None,
     shared: Workers,
     max_megapixels: float,
     with_parent: bool,
@@ -140,6 +173,8 @@ def _serve_one(
             fail("the edge service has no credential: see above")
         readable = [weights_folder(), state / "services.json"]
         readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
+    if cache is not None:
+        readable += map(Path, cache.address.files)
     writable = [zone]
     if service is Service.MATCHING:
         writable += shared.folders()
@@ -167,19 +202,19 @@ def _serve_one(
             from sealface.enrollment.server import EnrollmentConfig
             from sealface.enrollment.server import build as build_enrollment
 
-            server = build_enrollment(EnrollmentConfig(zone, config, keys, database), scheme)
+            server = build_enrollment(EnrollmentConfig(zone, config, keys, database, cache), scheme)
         elif service is Service.MATCHING:
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
 
-            home = shared.home(state, zone, database)
+            home = shared.home(state, zone, database, cache)
             matching = MatchingConfig(zone, config, keys, home, shared.replicas, database=database)
             server = build_matching(matching, scheme)
         elif service is Service.WORKER:
             from sealface.workers.server import WorkerConfig
             from sealface.workers.server import build as build_worker
 
-            server = build_worker(WorkerConfig(zone, config, shared.threads, shared.memory, database), scheme)
+            server = build_worker(WorkerConfig(zone, config, shared.threads, shared.memory, database, cache), scheme)
         else:
             from sealface.edge.server import EdgeConfig
             from sealface.edge.server import build as build_edge

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sealface.storage.cache import CacheConfig
     from sealface.workers.pool import Home
 
 _THREADS_A_WORKER = 4
@@ -63,13 +64,16 @@ class Workers:
             folder.mkdir(exist_ok=True)
         return needed
 
-    def home(self, state: Path, zone: Path, database: str) -> Home:
+    def home(self, state: Path, zone: Path, database: str, cache: CacheConfig | None) -> Home:
         """Where they run.
 
         Args:
             state: the state folder.
             zone: the compute zone's part of it.
             database: address of the record; a file in the zone if none is named.
+            cache: of the record's ciphertexts.
+
+        Local ones read both from the environment.
 
         Raises:
             RayMissing: it is not installed.
@@ -81,7 +85,7 @@ class Workers:
             from sealface.workers.actors import RayActors, RayConfig
             from sealface.workers.server import WorkerConfig
 
-            config = WorkerConfig(zone, ServerConfig(), threads, memory, database)
+            config = WorkerConfig(zone, ServerConfig(), threads, memory, database, cache)
             return RayActors(RayConfig(self.ray_address, self.asked, threads, memory), config)
         from sealface.workers.local import LocalProcesses
 

@@ -21,7 +21,7 @@ from sealface.storage.redis_address import RedisAddress
 _T = TypeVar("_T")
 _log = structlog.get_logger("sealface.cache")
 PREFIX = "sealface:"
-BOOKS = ("used", "sizes")
+BOOKS = frozenset(("used", "sizes"))
 """Names, in each space, under which its books are kept."""
 LEASE_MS = 60_000
 KEPT_MS = 24 * 3600 * 1000
@@ -181,7 +181,7 @@ class Entries:
 
     def nbytes(self, space: str) -> int:
         """Bytes that the values of a space take, as they are counted."""
-        return int(self._ask(lambda client: client.hget(_key(space, BOOKS[1]), "")) or 0)
+        return int(self._ask(lambda client: client.hget(_key(space, "sizes"), "")) or 0)
 
     def servers(self) -> frozenset[str]:
         """What tells the servers that answer from those that did before a failure or a restart."""
@@ -275,4 +275,4 @@ def _parts(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 def _books(space: str, names: Collection[str]) -> tuple[Any, ...]:
     """The keys of a script, after their number."""
-    return 2 + len(names), *(_key(space, book) for book in BOOKS), *(_key(space, name) for name in names)
+    return 2 + len(names), _key(space, "used"), _key(space, "sizes"), *(_key(space, name) for name in names)

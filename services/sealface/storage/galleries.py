@@ -250,9 +250,9 @@ class Galleries:
         return row.first_epoch, row.epoch
 
     def heads(self) -> list[Head]:
-        """All galleries."""
+        """All galleries, by id."""
         with self._engine.begin() as transaction:
-            return [Head(*row) for row in transaction.execute(sa.select(*_HEAD))]
+            return [Head(*row) for row in transaction.execute(sa.select(*_HEAD).order_by(galleries.c.id))]
 
     def fingerprints(
         self, gallery_id: str, slots: Collection[int] = (), numbers: Collection[int] = ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from sealface.storage.cache import block_name, space_of, template_name
@@ -48,21 +48,23 @@ class Sweep:
     def drop_stale(self) -> int:
         """Drop all that the record does not have any more; returns how many entries that were."""
         heads = {space_of(head): head for head in self._galleries.heads()}
-        foreign, dropped = [], 0
-        for space, names in self._listed().items():
+        foreign: list[bytes] = []
+        dropped = 0
+        for space, keys in self._listed().items():
             if space in heads:
-                stale = [name for name, backing in self._backed(heads[space], names) if backing is None]
+                stale = [name for name, backing in self._backed(heads[space], keys) if backing is None]
                 self._entries.drop(space, stale)
                 dropped += len(stale)
             else:
-                foreign += [f"{space}:{name}".encode() for name in names]
+                foreign += keys.values()
+                dropped += len(keys.keys() - BOOKS)
         self._entries.unlink(foreign)
-        return dropped + len(foreign)
+        return dropped
 
     def holds(self, gallery_id: str, slots: Collection[int] = (), numbers: Collection[int] = ()) -> list[str]:
         """Names of those entries of some templates and blocks that Redis holds, in whichever space of the gallery."""
         asked = {*map(template_name, slots), *map(block_name, numbers)}
-        return sorted(name for names in self._listed(gallery_id).values() for name in asked & set(names))
+        return sorted(name for keys in self._listed(gallery_id).values() for name in asked & keys.keys())
 
     def check(self, gallery_id: str, drop: bool = False) -> Holding:
         """Compare every entry of a gallery with the record's digest of it.
@@ -75,14 +77,14 @@ class Sweep:
         right: list[str] = []
         stale: list[str] = []
         damaged: list[str] = []
-        for space, names in self._listed(gallery_id).items():
+        for space, keys in self._listed(gallery_id).items():
             if head is None or space != space_of(head):
-                stale += names
+                stale += keys.keys() - BOOKS
                 if drop:
-                    self._entries.clear(space)
+                    self._entries.unlink(list(keys.values()))
                 continue
             wrong = []
-            for name, backing in self._backed(head, names):
+            for name, backing in self._backed(head, keys):
                 if backing is None:
                     stale.append(name)
                     wrong.append(name)
@@ -95,18 +97,17 @@ class Sweep:
                 self._entries.drop(space, wrong)
         return Holding(tuple(sorted(right)), tuple(sorted(stale)), tuple(sorted(damaged)))
 
-    def _listed(self, gallery_id: str = "") -> dict[str, list[str]]:
-        """Names by space, of one gallery or of all; what keeps books of a space is left out while it is one's."""
-        found: dict[str, list[str]] = defaultdict(list)
+    def _listed(self, gallery_id: str = "") -> dict[str, dict[str, bytes]]:
+        """Keys by space and name, of one gallery or of all."""
+        found: dict[str, dict[str, bytes]] = defaultdict(dict)
         for key in self._entries.keys(f"{PREFIX}{{{gallery_id}/" if gallery_id else PREFIX):
             space, _, name = key.decode(errors="surrogateescape").rpartition(":")
-            if name not in BOOKS:
-                found[space].append(name)
+            found[space][name] = key
         return found
 
-    def _backed(self, head: Head, names: Collection[str]) -> Iterator[tuple[str, Fingerprint | None]]:
-        """Each name with what the record says of it."""
-        listed = list(names)
+    def _backed(self, head: Head, names: Iterable[str]) -> Iterator[tuple[str, Fingerprint | None]]:
+        """Each name of an entry with what the record says of it."""
+        listed = [name for name in names if name not in BOOKS]
         for start in range(0, len(listed), _BATCH):
             part = listed[start : start + _BATCH]
             numbers: dict[str, dict[int, str]] = {"t": {}, "b": {}}
