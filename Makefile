@@ -6,9 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEEPFACE := deepface==0.0.103
 LFW := ../shared/data/lfw/embeddings.npz
 
-.PHONY: help demo test check soak bench lint types unit protos format clean
+.PHONY: help demo demo-cluster test check soak bench lint types unit protos format clean
 help:
 	@echo "make demo   real faces through three encrypted services, on this machine"
+	@echo "make demo-cluster  the same on PostgreSQL, Redis and Ray, begun and ended by it"
 	@echo "make test   all tests"
 	@echo "make check  lint, types, unit tests, contract: without services and DeepFace, under two minutes"
 	@echo "make bench  benchmarks, JSON into bench/results/"
@@ -41,8 +42,17 @@ $(VENV)/servers: $(VENV)/dev deploy/servers.py
 	@$(BIN)/python -m deploy.servers
 	@touch $@
 
+$(VENV)/cluster: $(VENV)/demo deploy/servers.py
+	@echo "installing Ray, Redis and PostgreSQL"
+	@$(PIP) --editable '.[faces,ray]'
+	@$(BIN)/python -m deploy.servers
+	@touch $@
+
 demo: $(VENV)/demo
 	@$(BIN)/python clients/python/examples/demo.py
+
+demo-cluster: $(VENV)/cluster
+	@PYTHONPATH=. $(BIN)/python clients/python/examples/demo_cluster.py
 
 test: check $(VENV)/faces $(VENV)/servers
 	$(BIN)/python -m pytest tests --ignore tests/cipher --ignore tests/protocol --ignore tests/storage

@@ -32,9 +32,8 @@ from sealface.cipher.parameters import for_dimension
 from sealface.cipher.scheme import Ckks
 from sealface.enrollment.record import NewGallery, Record
 from sealface.runtime.server import ServerConfig
-from sealface.storage.database import open_sqlite
 from sealface.storage.galleries import Galleries, Gallery
-from sealface.storage.record import metadata
+from sealface.storage.schema import open_record
 from sealface.workers.actors import RayActors, RayConfig, RayUnavailable
 from sealface.workers.local import LocalProcesses
 from sealface.workers.pool import Home, WorkerPool
@@ -93,7 +92,7 @@ class Filled:
     def __init__(self, folder: Path, templates: int, dimension: int, tell: Tell) -> None:
         scheme, self.layout = Ckks(), Layout.of("", dimension, Metric.COSINE, 1.0)
         material = scheme.generate(self.layout.parameters)
-        engine = open_sqlite(folder / "record.db", metadata)
+        engine = open_record(folder)
         record, self.galleries = Record(engine), Galleries(engine)
         version = "keys/bench/versions/1"
         new = NewGallery("bench", version, True, material.public, material.evaluation, self.layout, 2, 1, b"")

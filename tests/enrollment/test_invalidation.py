@@ -74,7 +74,9 @@ def seal(kept: Kept, slots: list[int], replaced: tuple[int, ...] = ()) -> None:
 
     placed = np.zeros(12, np.uint32)
     placed[: len(slots)] = slots
-    assert kept.record.seal(kept.galleries.get("door"), 8, placed, b"sealed %r" % slots, replaced)
+    assert kept.record.seal(
+        kept.galleries.get("door"), kept.leases.take("door"), 8, placed, b"sealed %r" % slots, replaced
+    )
 
 
 def test_erased_templates_leave_and_others_stay(kept, cache, looking, raw):

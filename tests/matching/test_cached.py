@@ -276,3 +276,26 @@ async def test_searches_go_on_while_redis_comes_and_goes(cached, door, server):
         await asyncio.sleep(1.2)
     stop.set()
     assert await searching > 10
+
+
+async def test_an_erasure_is_proved_in_redis_too_and_waits_while_that_is_away(cached, door, server, raw):
+    await door.enroll("ann", person(1))
+    await door.enroll("bob", person(2))
+    assert who(await door.identify(person(1))) == ["ann"]
+    assert list(raw.scan_iter("sealface:*:t1"))
+    proof = await door.erase_with_proof("ann")
+    assert proof.complete
+    cache = next(check for check in proof.checks if check.place == "cache")
+    assert (cache.checked, cache.found) == (1, 0)
+    assert not list(raw.scan_iter("sealface:*:t1"))
+    assert who(await door.identify(person(2))) == ["bob"]
+    server.kill()
+    begun = await door.operations.begin_erasure("bob")
+    await asyncio.sleep(1.5)
+    waiting = await door.operations.get(begun.name.rpartition("/")[2])
+    assert not waiting.HasField("erased")
+    assert who(await door.identify(person(2))) == []
+    server.start()
+    ended = await asyncio.wait_for(door.operations.wait(begun), 30)
+    assert ended.erased.complete
+    assert "cache" in {check.place for check in ended.erased.checks}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import redis
 
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
 from sealface.storage.cache import Cache, space_of
 from sealface.storage.entries import Entries
@@ -26,7 +27,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
         engine = open_quickly(path)
-        self.record, self.galleries = Record(engine), Galleries(engine)
+        self.record, self.galleries, self.leases = Record(engine), Galleries(engine), Leases(engine)
         self.record.create_gallery(new_gallery())
         self.templates: dict[int, bytes] = {}
         self.blocks: dict[int, tuple[list[int], bytes]] = {}

@@ -18,7 +18,7 @@ from sealface.storage.cache import Cache
 from sealface.storage.database import open_database, open_sqlite, reading
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
-from sealface.storage.schema import migrate, open_record
+from sealface.storage.schema import migrate, newest, open_record
 from tests.storage import redis_servers
 
 if TYPE_CHECKING:
@@ -45,9 +45,18 @@ def new_gallery(
     )
 
 
+def made(path: Path) -> sa.Engine:
+    """An empty record in a file, made at once; what migrations make is the same (test_schema)."""
+    engine = open_sqlite(path, metadata)
+    with engine.begin() as transaction:
+        transaction.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        transaction.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{newest()}')")
+    return engine
+
+
 def open_quickly(path: Path) -> sa.Engine:
     """The record without waiting for the disk, for tests that write much and do not crash."""
-    engine = open_sqlite(path, metadata)
+    engine = made(path)
     engine.dispose()
 
     @sa.event.listens_for(engine, "connect")
@@ -91,7 +100,7 @@ def path(tmp_path: Path) -> Path:
 def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
     """An empty record, in each database that is supported."""
     if request.param == "sqlite":
-        opened = open_sqlite(request.getfixturevalue("path"), metadata)
+        opened = made(request.getfixturevalue("path"))
     else:
         opened = open_record(Path(), request.getfixturevalue("postgresql_url"))
     yield opened

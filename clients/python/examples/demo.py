@@ -142,15 +142,18 @@ def show(rows: list[Row]) -> None:
     console.print(table)
 
 
-def main() -> int:
-    """Run the demo; 0 if every decision is right."""
+def main(**environment: str) -> int:
+    """Run the demo, on services that are told of an environment; 0 if every decision is right."""
     console.rule("Sealface: face recognition that never sees a face")
     weights.provision(progress=lambda line: console.print(line))
     people = public_people(ROOT / "build" / "demo", lambda line: console.print(line))
     people += local_people(LOCAL_FACES)
     # with enough people, one of them stays out of the gallery
     stranger = people.pop() if len(people) > 2 else None
-    with console.status("starting the key, enrollment and matching services"), local_services() as services:
+    with (
+        console.status("starting the key, enrollment and matching services"),
+        local_services(**environment) as services,
+    ):
         console.print(f"services: {', '.join(f'{name} at {at}' for name, at in services.addresses.items())}")
         with Client.connect(services.state) as client:
             gallery = client.create_gallery("demo", largest_face=True)

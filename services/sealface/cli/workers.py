@@ -59,7 +59,7 @@ class Workers:
         """Where the matching service writes beside its own folder: to the sockets of the Ray cluster."""
         if self.pool is Pool.LOCAL:
             return []
-        needed = [Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray", Path.home() / ".ray"]  # noqa: S108 - Ray's own
+        needed = [Path(os.environ.get("RAY_TMPDIR", "/tmp/ray")), Path.home() / ".ray"]  # noqa: S108 - Ray's own
         for folder in needed:
             folder.mkdir(exist_ok=True)
         return needed

@@ -9,7 +9,9 @@ from sealface.enrollment.leases import Lease
 from sealface.enrollment.operations import Operation, Operations
 from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
+from sealface.storage.entries import CacheUnavailable
 from sealface.storage.galleries import Galleries, Gallery
+from sealface.storage.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ class Eraser:
         record: the record, written.
         operations: where it is noted how far an erasure is.
         sealer: makes blocks again without them.
+        sweep: of the cache, if there is one.
     """
 
-    def __init__(self, galleries: Galleries, record: Record, operations: Operations, sealer: Sealer) -> None:
+    def __init__(
+        self, galleries: Galleries, record: Record, operations: Operations, sealer: Sealer, sweep: Sweep | None = None
+    ) -> None:
         self._galleries = galleries
         self._record = record
         self._operations = operations
         self._sealer = sealer
+        self._sweep = sweep
 
     def run(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
         """Go on with an erasure; whether it is done now. Otherwise something is waited for: try again later.
@@ -57,9 +63,21 @@ class Eraser:
                 break
         if any(self._sealer.can_clear(gallery, block) for block in left) or not self._record.forget(again=True):
             return False
+        try:
+            cached = self._cached(gallery, slots)
+        except CacheUnavailable:  # it may come back with what it held
+            return False
         checks = [
             Check("templates", self._galleries.count(gallery.id), len(self._galleries.homes(gallery.id, slots))),
             Check("blocks", len(self._galleries.blocks(gallery.id)), len(left)),
             Check("log", 1, 0),  # emptied just now, or vacuumed
+            *cached,
         ]
         return self._operations.finish(operation, lease, total - len(left), checks=[asdict(check) for check in checks])
+
+    def _cached(self, gallery: Gallery, slots: list[int]) -> list[Check]:
+        if self._sweep is None:
+            return []
+        self._sweep.drop_stale()
+        gone = self._galleries.gone_blocks(gallery.id)
+        return [Check("cache", len(slots) + len(gone), len(self._sweep.holds(gallery.id, slots, gone)))]

@@ -39,17 +39,24 @@ class Housekeeper:
         operations: what was begun.
         leases: of this process.
         sealer: makes blocks.
+        eraser: follows erased templates.
     """
 
     def __init__(
-        self, galleries: Galleries, record: Record, operations: Operations, leases: Leases, sealer: Sealer
+        self,
+        galleries: Galleries,
+        record: Record,
+        operations: Operations,
+        leases: Leases,
+        sealer: Sealer,
+        eraser: Eraser,
     ) -> None:
         self._galleries = galleries
         self._record = record
         self._operations = operations
         self._leases = leases
         self._sealer = sealer
-        self._eraser = Eraser(galleries, record, operations, sealer)
+        self._eraser = eraser
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.enroller import Enroller
+from sealface.enrollment.erasure import Eraser
 from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.invalidation import Invalidation
 from sealface.enrollment.key_source import KeySource
@@ -27,6 +28,7 @@ from sealface.storage.cache import CacheConfig
 from sealface.storage.entries import Entries
 from sealface.storage.galleries import Galleries
 from sealface.storage.schema import open_record
+from sealface.storage.sweep import Sweep
 from sealface_protos.enrollment.v1 import (
     enrollment_service_pb2,
     enrollment_service_pb2_grpc,
@@ -68,11 +70,14 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
 
     operations = Operations(engine)
     sealer = Sealer(galleries, record, scheme, renew)
-    housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer)
+    entries = None if config.cache is None else Entries(config.cache.address, config.cache.limit)
+    sweep = None if entries is None else Sweep(galleries, entries)
+    eraser = Eraser(galleries, record, operations, sealer, sweep)
+    housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer, eraser)
     servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, housekeeper.wake)
     background: list[Background] = [housekeeper]
-    if config.cache is not None:
-        background.append(Invalidation(galleries, Entries(config.cache.address, config.cache.limit)))
+    if entries is not None:
+        background.append(Invalidation(galleries, entries))
     server = Server(config.server, [SERVICE, OPERATIONS], background=background)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationServicer(operations, record, housekeeper.wake), server.grpc

@@ -96,8 +96,12 @@ class Server:
             raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.grpc.start()
-        for work in self._background:
-            await asyncio.to_thread(work.start)
+        try:
+            for work in self._background:
+                await asyncio.to_thread(work.start)
+        except BaseException:
+            await self.grpc.stop(None)
+            raise
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
 

@@ -18,6 +18,17 @@ _STATEMENT_S = 120
 _OPERATIONAL = {"OperationalError", "ReadOnlySqlTransaction"}
 _DAMAGED = {"DataCorrupted", "IndexCorrupted"}
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SQLITE_AWAY = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+}
 
 
 class RecordUnavailable(Unavailable):
@@ -121,10 +132,11 @@ def _translate(context: sa.ExceptionContext) -> None:
     if context.is_pre_ping:  # the pool connects anew
         return
     error = context.original_exception
-    # away, shut down, full, locked for too long, cancelled by a limit, or two writers that met: all operational
-    if context.is_disconnect or isinstance(error, sqlite3.OperationalError) or _is(error, _OPERATIONAL):
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # SQLite's own kinds; psycopg's have names
+    # away, shut down, full, locked for too long, cancelled by a limit, or two writers that met
+    if context.is_disconnect or code in _SQLITE_AWAY or (not code and _is(error, _OPERATIONAL)):
         raise RecordUnavailable("the record cannot be read or written now: try again") from None
-    if _is(error, _DAMAGED) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _SQLITE_DAMAGED:
+    if code in _SQLITE_DAMAGED or _is(error, _DAMAGED):
         raise RecordDamaged("the record's database is damaged: restore it from a backup") from None
 
 

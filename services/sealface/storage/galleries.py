@@ -372,6 +372,14 @@ class Galleries:
             found = {row.number for row in transaction.execute(query) if np.isin(wanted, _slots(row.slots)).any()}
         return [block for block in self.blocks(gallery_id) if block.number in found]
 
+    def gone_blocks(self, gallery_id: str) -> set[int]:
+        """Numbers of blocks that were dropped or replaced."""
+        query = sa.select(galleries.c.next_block).where(galleries.c.id == gallery_id)
+        with self._engine.begin() as transaction:
+            next_block = transaction.execute(query).scalar_one_or_none() or 1
+            held = transaction.execute(sa.select(blocks.c.number).where(blocks.c.gallery == gallery_id)).scalars()
+            return set(range(1, next_block)) - set(held)
+
     def older(self, gallery_id: str, before: datetime) -> int:
         """How many templates were enrolled before a time."""
         query = sa.select(sa.func.count()).select_from(templates)
