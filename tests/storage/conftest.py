@@ -50,7 +50,7 @@ def made(path: Path) -> sa.Engine:
     engine = open_sqlite(path, metadata)
     with engine.begin() as transaction:
         transaction.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-        transaction.exec_driver_sql(f"INSERT INTO alembic_version VALUES ('{newest()}')")
+        transaction.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (newest(),))
     return engine
 
 

@@ -38,7 +38,7 @@ def main() -> int:
         with redis_client.Redis(port=redis.port) as cache:
             cached = sum(1 for _ in cache.scan_iter("sealface:*:[tb]*"))
     console.print(
-        f"[bold]PostgreSQL[/] held {rows[0]} templates, {rows[1]:,} bytes of ciphertext; [bold]Redis[/] {cached} entries; "
+        f"[bold]PostgreSQL[/] held {rows[0]} templates, {rows[1]:,} bytes; [bold]Redis[/] {cached} entries; "
         "[bold]Ray[/] ran 2 workers, each block at both"
     )
     return 0 if not wrong and rows[0] and cached else 1
