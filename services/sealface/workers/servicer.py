@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -30,7 +31,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             while (tile := await asyncio.to_thread(next, begun.tiles, None)) is not None:
                 yield tile_to_proto(tile)
         finally:  # a search that is given up is computed no further
-            begun.tiles.close()
+            with suppress(ValueError):  # a tile is being computed: the rest is dropped with it
+                begun.tiles.close()
         yield messages.ScoreResponse(timing=timing_to_proto(begun.timing))
 
     async def ListBlocks(
