@@ -400,6 +400,25 @@ def test_one_that_does_not_start_is_said_and_the_others_are_stopped(tmp_path):
     assert broken.members() == {}
 
 
+def test_one_that_cannot_be_started_again_at_first_is_tried_until_it_can(tmp_path):
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    (tmp_path / "pids").mkdir()
+    running = LocalProcesses([os.fspath(python), "-c", ONE_READY, os.fspath(tmp_path / "pids")], 1)
+    running.start()
+    try:
+        before = running.pids()["worker-0"]
+        python.unlink()
+        (tmp_path / "pids" / "first").rmdir()
+        os.kill(before, signal.SIGKILL)
+        time.sleep(0.5)
+        assert running.members() == {}
+        python.symlink_to(sys.executable)
+        until(lambda: running.members() and running.pids()["worker-0"] != before)
+    finally:
+        running.stop()
+
+
 def test_a_worker_that_was_hung_up_on_is_lost(zone, processes):
     fill(zone, 3)
     worker = next(iter(processes.members().values()))

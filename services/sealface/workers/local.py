@@ -57,8 +57,10 @@ class LocalProcesses:
         Raises:
             WorkerDidNotStart: one is not, and none runs on; the log says why.
         """
-        begun = {name: self._begin() for name in self._names}
+        begun: dict[str, subprocess.Popen[str]] = {}
         try:
+            for name in self._names:
+                begun[name] = self._begin()
             for name, popen in begun.items():
                 self._ready(name, popen)
         except WorkerDidNotStart:
@@ -97,9 +99,12 @@ class LocalProcesses:
             return {name: process.popen.pid for name, process in self._processes.items()}
 
     def _begin(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(  # noqa: S603 - our own program, no shell
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
-        )
+        try:
+            return subprocess.Popen(  # noqa: S603 - our own program, no shell
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+            )
+        except OSError as error:  # no memory, too many processes: it is tried again
+            raise WorkerDidNotStart(f"no process can be started: {error.strerror}") from None
 
     def _ready(self, name: str, popen: subprocess.Popen[str]) -> None:
         assert popen.stdout is not None  # noqa: S101 - it is a pipe
