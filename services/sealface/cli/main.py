@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealface.cli import bench, evaluate, faces, gallery, keys, record, serve
+from sealface.cli import backup, bench, doctor, evaluate, faces, gallery, keys, record, serve
 
 app = typer.Typer(
     help="Face recognition that never sees a face.",
@@ -14,6 +14,9 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(record.migrate)
+app.command()(backup.backup)
+app.command()(backup.restore)
+app.command()(doctor.doctor)
 app.add_typer(gallery.app, name="gallery")
 app.command()(faces.enroll)
 app.command()(faces.verify)
