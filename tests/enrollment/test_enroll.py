@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from sealface.cipher.parameters import N8192
-from sealface.enrollment.rows import MOST_TEMPLATES
 from sealface.runtime.server import MESSAGE_LIMIT
+from sealface.storage.galleries import MOST_TEMPLATES
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 from tests.conftest import POLICY, both_schemes, near, person, refused
 from tests.enrollment.conftest import enroll_request

@@ -31,6 +31,7 @@ def new_gallery(
     public_key: bytes = b"public",
     evaluation_keys: Mapping[int, bytes] | None = None,
     layout: Layout | None = None,
+    recognition: bytes = b"recognition",
 ) -> NewGallery:
     return NewGallery(
         id=gallery_id,
@@ -41,7 +42,7 @@ def new_gallery(
         layout=layout or Layout.of("", 128, Metric.COSINE, 1.0),
         privacy_level=2,
         fusion=1,
-        recognition=b"recognition",
+        recognition=recognition,
     )
 
 

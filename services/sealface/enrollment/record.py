@@ -20,7 +20,6 @@ from sealface.enrollment.operations import (
     known_operation,
 )
 from sealface.enrollment.rows import (
-    MOST_TEMPLATES,
     SLOTS_A_STATEMENT,
     Enrolled,
     TooManyTemplates,
@@ -34,21 +33,14 @@ from sealface.enrollment.rows import (
     lead_again,
     locked_gallery,
     not_found,
+    remove_gallery,
 )
 from sealface.errors import AlreadyExists, NotFound
 from sealface.storage import record as tables
 from sealface.storage.database import forget, reading
-from sealface.storage.galleries import Gallery, sha256
+from sealface.storage.galleries import MOST_TEMPLATES, Gallery, sha256
 
 _LAST_SLOT = 2**32 - 1
-_OF_GALLERY = (
-    tables.tombstones,
-    tables.requests,
-    tables.blocks,
-    tables.evaluation_keys,
-    tables.operations,
-    tables.leases,
-)
 
 
 class GalleryExists(AlreadyExists):
@@ -158,17 +150,7 @@ class Record:
             GalleryNotFound: there is none of that id.
         """
         with self._engine.begin() as transaction:
-            row = locked_gallery(transaction, gallery_id)
-            erased = transaction.execute(
-                sa.delete(tables.templates).where(tables.templates.c.gallery == gallery_id)
-            ).rowcount
-            for table in _OF_GALLERY:
-                transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id))
-            transaction.execute(sa.delete(tables.galleries).where(tables.galleries.c.id == gallery_id))
-            transaction.execute(sa.delete(tables.retired).where(tables.retired.c.id == gallery_id))
-            transaction.execute(
-                sa.insert(tables.retired).values(id=gallery_id, epoch=row.epoch, next_slot=row.next_slot)
-            )
+            erased = remove_gallery(transaction, gallery_id)
         self._forget()
         return erased
 

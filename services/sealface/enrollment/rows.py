@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,17 @@ import sqlalchemy as sa
 from sealface.errors import InvalidInput, LimitExceeded
 from sealface.storage import record as tables
 from sealface.storage.database import in_utc
-from sealface.storage.galleries import GalleryNotFound, block_digest
+from sealface.storage.galleries import MOST_TEMPLATES, GalleryNotFound, block_digest, subject_digest
 
-MOST_TEMPLATES = 16
-"""Templates a subject may have: a verification claims all of them."""
 SLOTS_A_STATEMENT = 500
+_OF_GALLERY = (
+    tables.tombstones,
+    tables.requests,
+    tables.blocks,
+    tables.evaluation_keys,
+    tables.operations,
+    tables.leases,
+)
 
 
 class RequestIdReused(InvalidInput):
@@ -134,7 +139,7 @@ def insert_request(
         sa.insert(tables.requests).values(
             gallery=gallery_id,
             request_id=request_id,
-            subject_digest=_subject_digest(gallery_id, subject),
+            subject_digest=subject_digest(gallery_id, subject),
             slot=enrolled.slot,
             epoch=enrolled.epoch,
             created=enrolled.created,
@@ -162,13 +167,25 @@ def locked_gallery(transaction: sa.Connection, gallery_id: str) -> Any:
     return row
 
 
+def remove_gallery(transaction: sa.Connection, gallery_id: str) -> int:
+    """Erase a gallery and remember how far its counters were; returns how many templates it had.
+
+    Raises:
+        GalleryNotFound: there is none of that id.
+    """
+    row = locked_gallery(transaction, gallery_id)
+    erased = transaction.execute(sa.delete(tables.templates).where(tables.templates.c.gallery == gallery_id)).rowcount
+    for table in _OF_GALLERY:
+        transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id))
+    transaction.execute(sa.delete(tables.galleries).where(tables.galleries.c.id == gallery_id))
+    transaction.execute(sa.delete(tables.retired).where(tables.retired.c.id == gallery_id))
+    transaction.execute(sa.insert(tables.retired).values(id=gallery_id, epoch=row.epoch, next_slot=row.next_slot))
+    return erased
+
+
 def not_found() -> GalleryNotFound:
     """The error for a gallery."""
     return GalleryNotFound("no such gallery: create it, or list the galleries there are")
-
-
-def _subject_digest(gallery_id: str, subject: str) -> bytes:
-    return hashlib.sha256(f"{gallery_id}/{subject}".encode()).digest()
 
 
 def known_request(transaction: sa.Connection, gallery_id: str, request_id: str, subject: str) -> Enrolled | None:
@@ -183,6 +200,6 @@ def known_request(transaction: sa.Connection, gallery_id: str, request_id: str, 
     ).one_or_none()
     if row is None:
         return None
-    if row.subject_digest != _subject_digest(gallery_id, subject):
+    if row.subject_digest != subject_digest(gallery_id, subject):
         raise RequestIdReused("this request id was used for another subject: draw a new one")
     return Enrolled(row.slot, row.epoch, in_utc(row.created))

@@ -19,6 +19,9 @@ from sealface.errors import DataCorrupted, NotFound
 from sealface.storage.database import in_utc, reading
 from sealface.storage.record import blocks, evaluation_keys, galleries, templates, tombstones
 
+MOST_TEMPLATES = 16
+"""Templates a subject may have: a verification claims all of them."""
+
 
 class GalleryNotFound(NotFound):
     """No gallery of that name."""
@@ -485,6 +488,11 @@ def block_digest(columns: int, slots: bytes, ciphertext: bytes) -> bytes:
 
 def _bound(columns: int, slots: bytes) -> bytes:
     return _SHAPE.pack(columns, len(slots)) + slots
+
+
+def subject_digest(gallery_id: str, subject: str) -> bytes:
+    """What stands for a subject where its id must not outlive it."""
+    return hashlib.sha256(f"{gallery_id}/{subject}".encode()).digest()
 
 
 def _checked(data: bytes, digest: bytes, stored: bytes) -> bytes:

@@ -1,0 +1,65 @@
+"""Heals what the record itself holds the means to heal, beside whatever goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import sqlalchemy as sa
+
+from sealface.enrollment.rows import advance, locked_gallery
+from sealface.storage import record as tables
+from sealface.storage.database import forget
+from sealface.storage.findings import Damage, Finding
+from sealface.storage.galleries import GalleryNotFound
+
+
+def repair(engine: sa.Engine, finding: Finding) -> Finding:
+    """Heal what a finding is about, if that can be done; returns it as it is then.
+
+    A sealed block is dropped: its templates have ciphertexts of their own, lie in the open tail again, and are sealed
+    anew in the background. A block's number means one block for good, so nothing that was made meanwhile is touched.
+    """
+    if not finding.healable or finding.block is None:
+        return finding
+    try:
+        with engine.begin() as transaction:
+            row = locked_gallery(transaction, finding.gallery)
+            if finding.what is Damage.ERASED_COUNT_WRONG:
+                _count_erased(transaction, finding.gallery, finding.block)
+            elif not _open(transaction, finding.gallery, finding.block):
+                transaction.rollback()
+                return finding
+            advance(transaction, finding.gallery, row.epoch + 1)
+    except GalleryNotFound:
+        return finding
+    forget(engine)
+    return replace(finding, repaired=True)
+
+
+def _count_erased(transaction: sa.Connection, gallery_id: str, number: int) -> None:
+    """Count again which slots of a block are erased."""
+    of_block = (tables.blocks.c.gallery == gallery_id, tables.blocks.c.number == number)
+    slots = transaction.execute(sa.select(tables.blocks.c.slots).where(*of_block)).scalar_one_or_none()
+    if slots is None:  # made again meanwhile
+        return
+    live = sa.select(sa.func.count()).select_from(tables.templates)
+    held = transaction.execute(
+        live.where(tables.templates.c.gallery == gallery_id, tables.templates.c.block == number)
+    ).scalar_one()
+    placed = int(np.count_nonzero(np.frombuffer(slots, "<u4")))
+    transaction.execute(sa.update(tables.blocks).where(*of_block).values(erased=placed - held))
+
+
+def _open(transaction: sa.Connection, gallery_id: str, number: int) -> bool:
+    """Drop a block and have its templates open again; False if one of them has no ciphertext of its own."""
+    table = tables.templates
+    of_block = (table.c.gallery == gallery_id, table.c.block == number)
+    without = sa.select(table.c.slot).where(*of_block, table.c.ciphertext.is_(None))
+    if transaction.execute(without.limit(1)).first():
+        return False
+    transaction.execute(sa.update(table).where(*of_block).values(block=None))
+    transaction.execute(
+        sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery_id, tables.blocks.c.number == number)
+    )
+    return True
