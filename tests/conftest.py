@@ -31,6 +31,7 @@ from sealface.recognition import weights_home
 from sealface.recognition.weights import DLIB_WEIGHTS, weights_folder
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
+from sealface.workers.pool import Home
 from sealface_client import AsyncClient, AsyncGallery, Endpoints
 from tests.plain import Plain
 
@@ -74,6 +75,8 @@ class Suite:
     threads: int = 1
     memory: int = 1 << 62
     cache: CacheConfig | None = None
+    home: Home | None = None  # of workers; one in the matching service if none is named
+    database: str = ""
     operator: Credential = field(default_factory=lambda: Credential.generate("callers/operator"))
     addresses: dict[str, str] = field(default_factory=dict)
     _servers: dict[str, Server] = field(default_factory=dict)
@@ -97,16 +100,19 @@ class Suite:
                 (self.keys / "operator.pub").write_bytes(pem)
                 server = build_keys(KeyConfig(self.keys, config, self.keys / "operator.pub"), self.scheme)
             elif service == "enrollment":
-                server = build_enrollment(
-                    EnrollmentConfig(self.compute, config, self.addresses["keys"], cache=self.cache), self.scheme
+                enrollment = EnrollmentConfig(
+                    self.compute, config, self.addresses["keys"], self.database, cache=self.cache
                 )
+                server = build_enrollment(enrollment, self.scheme)
             else:
                 matching = MatchingConfig(
                     self.compute,
                     config,
                     self.addresses["keys"],
+                    self.home,
                     threads=self.threads,
                     memory=self.memory,
+                    database=self.database,
                     cache=self.cache,
                 )
                 server = build_matching(matching, self.scheme)

@@ -14,13 +14,15 @@ from sealface.matching.matcher import Matcher
 from sealface.matching.servicer import MOST_TOGETHER
 from sealface.protocol import sealing
 from sealface.protocol.signing import Credential
-from sealface.runtime.server import MESSAGE_LIMIT
+from sealface.runtime.server import MESSAGE_LIMIT, ServerConfig
 from sealface.runtime.timing import SERVER_TIMING, parse_timing
+from sealface.workers.server import WorkerConfig, worker_of
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as messages
 from tests.conftest import POLICY, both_schemes, dump, execute, near, only_info, person, refused, status_of
 from tests.enrollment.conftest import import_data, import_header, import_messages
 from tests.matching.conftest import identify_request, probe_of, verify_request
+from tests.workers.test_pool import Several
 
 USED = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -239,6 +241,17 @@ async def test_the_key_service_away_is_unavailable(suite, client, peopled):
         await verify(client, verify_request(peopled, person(1), [1])[0])
     with refused("UNAVAILABLE", "KEY_SERVICE_UNAVAILABLE"):
         await identify(client, identify_request(peopled, person(1))[0])
+
+
+async def test_a_search_that_loses_its_workers_under_way_says_so_at_once(suite, client, peopled):
+    suite.home = Several(worker_of(WorkerConfig(suite.compute, ServerConfig()), suite.scheme))
+    await suite.restart("matching")
+    assert (await peopled.identify(person(1))).match
+    suite.home.dies_after["w0"] = 0  # its blocks are in memory by then
+    request, _ = identify_request(peopled, person(1))
+    with refused("UNAVAILABLE", "SEARCH_INCOMPLETE"):
+        async for _ in client.matching.Identify(request, timeout=3):
+            pass
 
 
 async def test_a_damaged_template_is_said_and_the_rest_still_serves(suite, client, peopled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
@@ -57,13 +58,27 @@ class Decider:
 
         Raises:
             KeyServiceUnavailable: sign a new request and try again.
-            SealfaceError: what the key service said.
+            SealfaceError: what the key service said, or what the search failed for.
         """
+        failures: list[Exception] = []
+
+        async def messages() -> AsyncIterator[key_service_pb2.DecideRequest]:
+            try:
+                async for message in _messages(request, scores):
+                    yield message
+            except Exception as error:
+                failures.append(error)
+                raise
+
         try:
-            call = self._stub.Decide(_messages(request, scores), timeout=timeout_s)
+            call = self._stub.Decide(messages(), timeout=timeout_s)
             sealed = await call
             trailing = dict(await call.trailing_metadata())
-        except grpc.aio.AioRpcError as error:
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            if failures:  # gRPC cancels the call for it, and does not say why
+                raise failures[0] from None
+            if isinstance(error, asyncio.CancelledError):
+                raise
             unavailable = KeyServiceUnavailable("the key service does not answer: sign a new request and try again")
             raise from_rpc_error(error, unavailable) from None
         return sealed, str(trailing.get(SERVER_TIMING, ""))
