@@ -72,6 +72,10 @@ async def test_a_call_that_never_ends_does_not_keep_the_server(running):
         await under_way
 
 
+class WorkNotBegun(Exception):
+    pass
+
+
 class Work:
     """Says when it is started and stopped, and by whom."""
 
@@ -112,8 +116,36 @@ async def test_work_in_the_background_runs_as_long_as_calls_do():
         may_finish.set()
         await call
         await stopping
-    assert said[2:] == ["call finished", "one stopped", "two stopped"]
+    assert said[2:] == ["call finished", "two stopped", "one stopped"]
     assert threading.current_thread() not in work[0].threads  # it may wait for threads of its own
+
+
+async def test_who_calls_a_server_that_cannot_begin_its_work_may_try_again():
+    said: list[str] = []
+    first, second = Work(said, "one"), Work(said, "two")
+    server = Server(ServerConfig(), [SERVICE], background=[first, second])
+    called = threading.Event()
+
+    async def slow(request, context):
+        called.set()
+        await asyncio.sleep(100)
+
+    def fails():
+        called.wait()
+        raise WorkNotBegun("there is no database")
+
+    second.start = fails
+    port = server.grpc.add_insecure_port("127.0.0.1:0")
+    handlers = {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    starting = asyncio.create_task(server.start())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/Slow")(b"")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(WorkNotBegun):
+        await starting
+    assert said == ["one started", "two stopped", "one stopped"]
 
 
 async def test_a_server_that_cannot_listen_begins_no_work():

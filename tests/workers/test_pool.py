@@ -206,6 +206,16 @@ def test_with_no_worker_the_search_ends_in_time_and_says_so(zone):
     assert caught.value.metadata == {"share_searched": "0.0000"}
 
 
+def test_a_search_does_not_wait_for_a_worker_of_a_pool_that_stops(zone):
+    fill(zone, 3)
+    home = Several(Worker(zone.galleries, zone.scheme))
+    pool = WorkerPool(home)
+    home.lose("w0")
+    threading.Timer(0.3, pool.stop).start()
+    with pytest.raises(SearchIncomplete):
+        Matcher(zone.galleries, zone.scheme, pool).identify("door", [zone.probe("door", 1)], timeout_s=200)
+
+
 class Fewer(Several):
     """Whoever is lost takes the others with it."""
 

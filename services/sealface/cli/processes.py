@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,17 +137,19 @@ class LocalServices:
         try:
             self.addresses[process.name] = json.loads(line)["address"]
         except (ValueError, KeyError):
+            process.popen.kill()  # it may be there and not get ready
             raise ServiceDidNotStart(
                 f"the {process.name} service did not start: see {process.name}.log in the state folder"
             ) from None
 
     def watch(self, stopping: Callable[[], bool], restarted: Callable[[str], None]) -> None:
-        """Start again what dies, until it is time to stop."""
+        """Start again what dies, until it is time to stop; what does not get ready, for want of a database, too."""
         while not stopping():
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
                     restarted(process.name)
-                    self.launch(process.name)
+                    with suppress(ServiceDidNotStart):  # it is dead, so that it is tried again
+                        self.launch(process.name)
             time.sleep(0.2)
 
     def stop(self) -> None:

@@ -51,7 +51,7 @@ class Background(Protocol):
         """Begin, in threads of its own; the server is not ready before it returns."""
 
     def stop(self) -> None:
-        """Finish or give up what was begun; returns when that is done."""
+        """Finish or give up what was begun, if anything; returns when that is done."""
 
 
 class Server:
@@ -88,7 +88,14 @@ class Server:
         reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
 
     async def start(self) -> str:
-        """Listen and serve; returns the address with its real port."""
+        """Listen and serve; returns the address with its real port.
+
+        Calls are taken before the work in the background has begun. If it cannot begin, they end as UNAVAILABLE, and
+        what has begun is stopped.
+
+        Raises:
+            AddressUnavailable: see there; or what the work in the background raises.
+        """
         host, _, _ = self._config.address.rpartition(":")
         try:
             port = self.grpc.add_insecure_port(self._config.address)
@@ -100,7 +107,7 @@ class Server:
             for work in self._background:
                 await asyncio.to_thread(work.start)
         except BaseException:
-            await self.grpc.stop(None)
+            await self._end()
             raise
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return f"{host}:{port}"
@@ -109,6 +116,9 @@ class Server:
         """Refuse new calls, finish those under way."""
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.grpc.stop(self._config.grace_s)
+        await self._end()
+
+    async def _end(self) -> None:
         for work in reversed(self._background):
             await asyncio.to_thread(work.stop)
 

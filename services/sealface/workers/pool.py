@@ -123,13 +123,15 @@ class WorkerPool:
     def __init__(self, home: Home, replicas: int = 1) -> None:
         self._home = home
         self._replicas = replicas
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Start the workers."""
         self._home.start()
 
     def stop(self) -> None:
-        """Stop the workers."""
+        """Stop the workers; no search waits for another any more."""
+        self._stopping.set()
         self._home.stop()
 
     def held(self, gallery_id: str, timeout_s: float) -> list[list[Part]]:
@@ -155,7 +157,8 @@ class WorkerPool:
             SearchIncomplete: not all blocks could be loaded in time.
             SealfaceError: what a worker refused it for.
         """
-        gathering = Gathering(self._home, task, self._replicas, time.monotonic() + timeout_s, partial)
+        deadline = time.monotonic() + timeout_s
+        gathering = Gathering(self._home, task, self._replicas, deadline, partial, self._stopping)
         gathering.load()
         return gathering
 
@@ -194,9 +197,11 @@ class Gathering:
         share: how much of what was asked for has been scored so far, 0 to 1.
     """
 
-    def __init__(self, home: Home, task: Task, replicas: int, deadline: float, partial: bool) -> None:
+    def __init__(
+        self, home: Home, task: Task, replicas: int, deadline: float, partial: bool, stopping: threading.Event
+    ) -> None:
         self._home, self._task, self._replicas = home, task, replicas
-        self._deadline, self._partial = deadline, partial
+        self._deadline, self._partial, self._stopping = deadline, partial, stopping
         self._missing = {place for place, part in enumerate(task.parts) if part.requested is not None}
         self._jobs: list[_Job] = []
         self._early: list[Tile] = []
@@ -245,7 +250,7 @@ class Gathering:
     def _scatter(self, places: Iterable[int], lost: str = "", first: bool = False) -> None:
         """Give parts to workers; to one that was just lost only if there is no other."""
         while not (members := self._home.members()):
-            if self._left() <= _LOOK_S:
+            if self._left() <= _LOOK_S or self._stopping.is_set():
                 self._give_up()
                 return
             time.sleep(_LOOK_S)
