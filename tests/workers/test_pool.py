@@ -429,6 +429,19 @@ def test_one_that_cannot_be_started_again_at_first_is_tried_until_it_can(tmp_pat
         running.stop()
 
 
+def test_a_frozen_worker_is_lost_long_before_the_deadline(zone, processes):
+    fill(zone, 6, 40)
+    matcher = Matcher(zone.galleries, zone.scheme, WorkerPool(processes))
+    assert search(zone, matcher, "door").keys() == everybody(zone)
+    frozen = processes.pids()["worker-0"]
+    os.kill(frozen, signal.SIGSTOP)
+    try:  # a search may take a minute
+        assert search(zone, matcher, "door").keys() == everybody(zone)
+        assert processes.pids()["worker-0"] == frozen
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+
+
 def test_a_worker_that_was_hung_up_on_is_lost(zone, processes):
     fill(zone, 3)
     worker = next(iter(processes.members().values()))

@@ -10,6 +10,14 @@ RECONNECT = (
 )
 """A service that was started again is found within a second or so; gRPC's own pause grows to two minutes."""
 
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # a minute otherwise
+    ("grpc.http2.max_pings_without_data", 0),
+)
+"""A peer that is frozen, or whose machine is gone, is lost within seconds of a call and not at its deadline."""
+
 
 def connect(address: str) -> grpc.aio.Channel:
     """A channel to a service; needs a running event loop."""

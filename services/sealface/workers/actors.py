@@ -46,7 +46,7 @@ class RayConfig:
 
     Attributes:
         address: of the cluster: `host:port`, or `auto` for the one on this machine.
-        workers: most actors; 0 for as many as the cluster has threads for.
+        workers: actors; 0 for as many as the cluster has threads for.
         threads: of each actor, a CPU of the cluster each.
         memory: bytes of each actor, as Ray's resource of that name.
     """
@@ -88,6 +88,7 @@ class _Actor:
     since: float = 0.0
     place: tuple[str, int] | None = None
     worker: RemoteWorker | None = None
+    silent: bool = False
 
 
 class RayActors:
@@ -149,7 +150,8 @@ class RayActors:
     def members(self) -> Mapping[str, Member]:
         """Those that serve, as far as is known."""
         with self._lock:
-            return {name: actor.worker for name, actor in self._actors.items() if actor.worker is not None}
+            serving = {name: actor for name, actor in self._actors.items() if not actor.silent}
+            return {name: actor.worker for name, actor in serving.items() if actor.worker is not None}
 
     def pids(self) -> dict[str, int]:
         """Process ids by name, on whichever machine."""
@@ -157,23 +159,24 @@ class RayActors:
             return {name: actor.place[1] for name, actor in self._actors.items() if actor.place is not None}
 
     def _run(self) -> None:
-        """Keep as many actors as there is room for, and know where they serve."""
+        """Keep as many actors as are wanted, and know where they serve."""
         while not self._stopping.is_set():
             try:
                 self._size()
-                for actor in list(self._actors.values()):
-                    self._ask(actor)
+                self._ask(list(self._actors.values()))
             except Exception as error:
                 _log.error("the Ray cluster does not answer", error=type(error).__name__)
             self._stopping.wait(_LOOK_S)
 
     def _size(self) -> None:
-        """As many actors as the cluster has room for: machines that come are used, those that go are missed."""
+        """As many actors as are asked for, or as the cluster has threads for.
+
+        One without room waits for it: that is what an autoscaling cluster brings another machine for.
+        """
         import ray
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = int(resources.get("CPU", 0) // self._ray_config.threads)
-        wanted = min(room, self._ray_config.workers or room)
+        wanted = self._ray_config.workers or int(resources.get("CPU", 0) // self._ray_config.threads)
         for number in range(len(self._actors), wanted):
             options: dict[str, Any] = {
                 "num_cpus": self._ray_config.threads,
@@ -186,22 +189,25 @@ class RayActors:
             with self._lock:
                 self._actors[f"actor-{number}"] = _Actor(handle)
 
-    def _ask(self, actor: _Actor) -> None:
-        """Where an actor serves: it is another address whenever it was started again."""
+    def _ask(self, actors: list[_Actor]) -> None:
+        """Where actors serve: it is another address whenever one was started again."""
         import ray
 
-        if actor.asked is None:
-            actor.asked, actor.since = actor.handle.place.remote(), time.monotonic()
-        answered, _ = ray.wait([actor.asked], timeout=0.2)
-        if not answered:
-            if time.monotonic() - actor.since > _ANSWER_S:
-                self._moved(actor, None)
+        for actor in actors:
+            if actor.asked is None:
+                actor.asked, actor.since = actor.handle.place.remote(), time.monotonic()
+        if not actors:
             return
-        asked, actor.asked = actor.asked, None
-        try:
-            self._moved(actor, ray.get(asked))
-        except ray.exceptions.RayError:
-            self._moved(actor, None)
+        answered, _ = ray.wait([actor.asked for actor in actors], num_returns=len(actors), timeout=0.2)
+        for actor in actors:
+            if actor.asked not in answered:  # what it computes may still come; it gets nothing new
+                actor.silent = time.monotonic() - actor.since > _ANSWER_S
+                continue
+            asked, actor.asked, actor.silent = actor.asked, None, False
+            try:
+                self._moved(actor, ray.get(asked))
+            except ray.exceptions.RayError:
+                self._moved(actor, None)
 
     def _moved(self, actor: _Actor, place: tuple[str, int] | None) -> None:
         if place == actor.place:

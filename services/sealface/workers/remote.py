@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from sealface.runtime.channels import RECONNECT
+from sealface.runtime.channels import KEEPALIVE, RECONNECT
 from sealface.runtime.status import from_rpc_error
 from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
 from sealface.workers.pool import Running, WorkerLost
@@ -28,7 +28,7 @@ class RemoteWorker:
 
     def __init__(self, address: str) -> None:
         sizes = [(f"grpc.max_{way}_message_length", LARGEST_MESSAGE) for way in ("send", "receive")]
-        self._channel = grpc.insecure_channel(address, options=[*RECONNECT, *sizes])
+        self._channel = grpc.insecure_channel(address, options=[*RECONNECT, *KEEPALIVE, *sizes])
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
 
     def run(self, task: Task, timeout_s: float) -> Running:
