@@ -52,7 +52,7 @@ demo: $(VENV)/demo
 	@$(BIN)/python clients/python/examples/demo.py
 
 demo-cluster: $(VENV)/cluster
-	@PYTHONPATH=. $(BIN)/python clients/python/examples/demo_cluster.py
+	@PYTHONPATH=clients/python/examples $(BIN)/python -m deploy.demo_cluster
 
 test: check $(VENV)/faces $(VENV)/servers
 	$(BIN)/python -m pytest tests --ignore tests/cipher --ignore tests/protocol --ignore tests/storage

@@ -1,1 +1,1 @@
-"""Deployment: servers beside our own, and (later) containers, Kubernetes and dashboards."""
+"""Deployment: servers beside our own, a demonstration on them, and (later) containers, Kubernetes and dashboards."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sealface.cipher import switching, wire
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
-from sealface.storage.galleries import Galleries
+from sealface.storage.galleries import Galleries, Gallery
 from tests.storage.conftest import new_gallery
 
 LAYOUT = Layout.of("", 128, Metric.COSINE, 1.0)
@@ -59,6 +62,16 @@ def enroll(record: Record, gallery_id: str, subject: str, number: int, data: byt
     return record.enroll(gallery_id, key, subject, data or template(number), f"r-{number}").slot
 
 
+def seal(
+    record: Record, gallery: Gallery, placed: NDArray[np.uint32], data: bytes, replaced: Sequence[int] = ()
+) -> None:
+    leases = Leases(record._engine)
+    lease = leases.take(gallery.id)
+    assert lease is not None
+    assert record.seal(gallery, lease, SHAPE.columns, placed, data, replaced)
+    leases.release(lease)
+
+
 def fill(record: Record, galleries: Galleries, gallery_id: str = "door") -> None:
     """Nine live templates and two erased ones.
 
@@ -70,7 +83,7 @@ def fill(record: Record, galleries: Galleries, gallery_id: str = "door") -> None
         enroll(record, gallery_id, subject, number)
     placed = np.zeros(SHAPE.capacity, np.uint32)
     placed[: len(SEALED)] = SEALED
-    assert record.seal(galleries.get(gallery_id), SHAPE.columns, placed, block(1), ())
+    seal(record, galleries.get(gallery_id), placed, block(1))
     key = f"keys/{gallery_id}/versions/1"
     record.import_block(gallery_id, key, ["cid", "bob", "dan"], SHAPE.columns, SHAPE.capacity, block(2), "r-import")
     for number, subject in enumerate(("eda", "fay", "gus"), 7):

@@ -10,6 +10,7 @@ import pytest
 
 from sealface.cipher.scheme import Ckks
 from sealface.enrollment import restore as restoring
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import GalleryExists, KeyTaken, Record
 from sealface.enrollment.restore import Restored, restore
 from sealface.storage import record as tables
@@ -145,6 +146,7 @@ def test_epochs_that_are_used_up_are_refused(door, record, engine, file):
 def test_a_backup_sees_one_moment(door, record, galleries, engine, file):
     """Enrolled, sealed, erased, imported while it is written."""
     before = dump(engine)
+    lease = Leases(engine).take("door")
     steps = iter(
         [
             lambda: sound.enroll(record, "door", "new", 20),
@@ -152,7 +154,7 @@ def test_a_backup_sees_one_moment(door, record, galleries, engine, file):
             lambda: record.import_block(
                 "door", sound.KEY, ["late"], sound.SHAPE.columns, sound.SHAPE.capacity, sound.block(7), "r-late"
             ),
-            lambda: record.drop_block(galleries.get("door"), 1),
+            lambda: record.drop_block(galleries.get("door"), lease, 1),
         ]
     )
 

@@ -286,10 +286,10 @@ def test_a_ciphertext_that_hides_nothing_is_damage_even_if_its_digest_fits(door,
 def test_a_slot_in_two_blocks_is_found(door, record, galleries, engine):
     placed = np.zeros(sound.SHAPE.capacity, np.uint32)
     placed[:2] = (7, 8)
-    assert record.seal(galleries.get("door"), sound.SHAPE.columns, placed, sound.block(4), ())
+    sound.seal(record, galleries.get("door"), placed, sound.block(4))
     assert found(engine) == []
     placed[2] = 2
-    assert record.seal(galleries.get("door"), sound.SHAPE.columns, placed, sound.block(5), ())
+    sound.seal(record, galleries.get("door"), placed, sound.block(5))
     assert set(found(engine)) == {
         ("block_inconsistent", None, 1),
         ("block_inconsistent", None, 4),
@@ -445,7 +445,7 @@ def test_a_repair_comes_too_late_for_what_was_made_anew(door, record, galleries,
     (finding,) = examine(engine).findings
     placed = np.zeros(sound.SHAPE.capacity, np.uint32)
     placed[:3] = sound.SEALED
-    assert record.seal(galleries.get("door"), sound.SHAPE.columns, placed, sound.block(9), [1])
+    sound.seal(record, galleries.get("door"), placed, sound.block(9), [1])
     before = dump(engine)["blocks"]
     repair(engine, finding)
     assert dump(engine)["blocks"] == before

@@ -104,6 +104,42 @@ def test_galleries_by_command(sealface: Command) -> None:
     assert "GALLERY_NOT_FOUND" in sealface.error("gallery", "show", "by-hand", code=FAILED)
 
 
+def test_long_work_by_command(sealface: Command, tmp_path: Path) -> None:
+    made = sealface.json("gallery", "create", "long", "--retention-days", 30, *THRESHOLDS)
+    assert made["retention_s"] == 30 * 86_400
+    assert sealface.json("gallery", "retain", "long", 0)["retention_s"] is None
+    everybody = People(2)
+    names, faces = [f"i{number}" for number in range(70)], [everybody.somebody() for _ in range(70)]
+    np.savez(tmp_path / "people.npz", names=np.array(names), emb=np.array(faces))
+    imported = sealface.json("gallery", "import", "long", tmp_path / "people.npz")
+    assert (imported["templates"], imported["before"]) == (70, 0)
+    again = sealface.json("gallery", "import", "long", tmp_path / "people.npz")
+    assert (again["templates"], again["before"], again["bytes_sent"]) == (70, 70, 0)
+    assert sealface.json("gallery", "show", "long")["templates"] == 70
+    compacted = sealface.json("gallery", "compact", "long")
+    assert (compacted["kind"], compacted["state"]) == ("compaction", "done")
+    proof = sealface.json("erase", "long", "i7", "--proof")
+    assert (proof["templates"], proof["complete"]) == (1, True)
+    assert {"templates", "blocks", "log"} < {check["place"] for check in proof["checks"]}
+    listed = sealface.json("gallery", "operations", "long")["operations"]
+    assert [(one["kind"], one["state"]) for one in listed] == [
+        ("erasure", "done"),
+        ("compaction", "done"),
+        ("import", "done"),
+    ]
+    assert "OPERATION_NOT_FOUND" in sealface.error("gallery", "cancel", "long", "none", code=FAILED)
+    assert sealface.json("gallery", "cancel", "long", imported["operation"])["state"] == "done"
+    with Client.connect(sealface.state) as client:
+        client.gallery("long").operations.begin_import(5, "broken-off")
+    assert sealface.json("gallery", "cancel", "long", "broken-off")["state"] == "cancelled"
+    told = sealface.error(
+        "gallery", "import", "long", tmp_path / "people.npz", "--operation", "broken-off", code=FAILED
+    )
+    assert "--operation" in told
+    out, _ = sealface.ran("erase", "long", "i8", "--proof", code=DONE)
+    assert "nothing of it is left" in out
+
+
 def test_client_held_and_other_metrics_by_command(sealface: Command, services: LocalServices) -> None:
     made = sealface.json(
         "gallery", "create", "held", "--client-held", "--metric", "euclidean", "--largest-norm", 3, *THRESHOLDS
@@ -148,6 +184,9 @@ BAD_CALLS: dict[str, tuple[tuple[object, ...], int, str]] = {
     "unknown gallery, verified": (("verify", "nowhere", "ada", "a.jpg"), FAILED, "create it, or list"),
     "unknown gallery, identified": (("identify", "nowhere", "a.jpg"), FAILED, "create it, or list"),
     "subject id": (("erase", "nowhere", "not a subject"), FAILED, ""),
+    "an image without a proof": (("erase", "nowhere", "ada", "--image", "a.jpg"), USAGE, "--proof"),
+    "unknown gallery, compacted": (("gallery", "compact", "nowhere"), FAILED, "create it, or list"),
+    "unknown gallery, operations": (("gallery", "operations", "nowhere"), FAILED, "create it, or list"),
     "unknown key": (("keys", "policy", "nowhere"), FAILED, "create it, or list"),
     "threshold": (("gallery", "create", "g", "--threshold", "nan", "--identification-threshold", 1), USAGE, "finite"),
     "model": (("gallery", "create", "g", "--model", "Nobody", *THRESHOLDS), USAGE, "choose one of"),

@@ -153,17 +153,18 @@ def import_(
     block, soon after; of a client-held key, when all of its block are erased.
     """
     names, vectors = read_arrays(embeddings)
-    with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
+    with Client.connect(state) as client:
         opened = client.gallery(gallery)
         operation = operation or f"import-{hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16]}"
         before = opened.operations.begin_import(len(names), operation)
         if before.state == operation_pb2.OPERATION_STATE_CANCELLED or before.total != len(names):
             fail(f"the import {operation} was cancelled, or is of another file: name another with --operation")
-        task = bar.add_task("importing", total=len(names), completed=before.done)
         done, sent, rest = before.done, 0, slice(before.done, None)
-        for block in opened.import_many(zip(names[rest], vectors[rest], strict=True), len(names), operation):
-            done, sent = done + block.templates, sent + block.bytes_sent
-            bar.update(task, completed=done)
+        with Progress(console=progress, transient=True) as bar:
+            task = bar.add_task("importing", total=len(names), completed=done)
+            for block in opened.import_many(zip(names[rest], vectors[rest], strict=True), len(names), operation):
+                done, sent = done + block.templates, sent + block.bytes_sent
+                bar.update(task, completed=done)
     if as_json:
         print_json({"operation": operation, "templates": done, "before": before.done, "bytes_sent": sent})
         return

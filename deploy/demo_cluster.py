@@ -10,8 +10,8 @@ import sys
 
 import demo
 import redis as redis_client
-from deploy import servers
 
+from deploy import servers
 from sealface.storage import schema
 from sealface.storage.database import open_database
 
