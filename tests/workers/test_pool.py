@@ -448,6 +448,8 @@ def test_a_worker_that_was_hung_up_on_is_lost(zone, processes):
     worker.close()
     with pytest.raises(WorkerLost):
         worker.run(Task("door", 0, (), ()), 5)
+    with pytest.raises(WorkerLost):
+        worker.held("door", 5)
 
 
 def until(true):

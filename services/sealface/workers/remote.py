@@ -46,7 +46,7 @@ class RemoteWorker:
         """What it has in memory of a gallery."""
         try:
             response = self._stub.ListBlocks(messages.ListBlocksRequest(gallery=gallery_id), timeout=timeout_s)
-        except grpc.RpcError:
+        except (grpc.RpcError, ValueError):
             raise WorkerLost("the worker does not answer") from None
         return [part_from_proto(part) for part in response.parts]
 
