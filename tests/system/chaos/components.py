@@ -7,15 +7,17 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from deploy.servers import LocalServer
 
 from sealface.cli.processes import LocalServices
 
-BACK_S = 90.0
+BACK_S = 180.0
 _T = TypeVar("_T")
 
 
@@ -99,26 +101,48 @@ class Service:
 
 @dataclass
 class Worker:
-    """One of the worker processes, which the matching service starts again."""
+    """One of several workers, which are started again by what placed them.
 
-    services: LocalServices
+    Attributes:
+        name: what they are.
+        look: their process ids, as far as they run.
+        count: how many there are to be.
+        chance: which is killed.
+    """
+
+    name: str
+    look: Callable[[], list[int]]
     count: int
     chance: random.Random
-    name: str = "worker"
 
     def kill(self) -> None:
-        pids = _found(lambda: self._pids(1), self.name)
-        os.kill(self.chance.choice(pids), signal.SIGKILL)
+        os.kill(self.chance.choice(_found(lambda: self._pids(1), self.name)), signal.SIGKILL)
 
     def back(self) -> None:
         _found(lambda: self._pids(self.count), self.name)
 
     def _pids(self, least: int) -> list[int] | None:
         try:
-            pids = [pid for pid in self.services.worker_pids() if _runs(pid)]
-        except (KeyError, FileNotFoundError, ProcessLookupError):  # the matching service died
+            pids = [pid for pid in self.look() if _runs(pid)]
+        except (KeyError, FileNotFoundError, ProcessLookupError):  # they went with what placed them
             return None
         return pids if len(pids) >= least else None
+
+
+def actors(cluster: LocalServer) -> list[int]:
+    """Process ids of the actors of a Ray cluster on this machine."""
+    parents, named = {}, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if (process / "cmdline").read_bytes().startswith(b"ray::Serving"):
+                named.append(int(process.name))
+    return [pid for pid in named if cluster.pid in _ancestors(pid, parents)]
+
+
+def _ancestors(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while pid := parents.get(pid, 0):
+        yield pid
 
 
 @dataclass

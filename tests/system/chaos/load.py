@@ -19,7 +19,7 @@ from tests.system.chaos.model import Before, Findings, Person, State
 from tests.system.conftest import People
 
 KINDS = {"enroll": 4, "erase": 3, "verify": 4, "identify": 5, "repeat": 1}
-HANG_S = 90.0  # the longest deadline is 30 s, and nothing takes longer to come back
+HANG_S = 180.0  # the longest deadline is 30 s; what comes back does so within seconds, on an idle machine
 DEADLINE_S = 30.0
 _PAUSE_S = 0.15
 _T = TypeVar("_T")

@@ -20,7 +20,7 @@ from sealface.cli.processes import SERVICES, LocalServices, local_services
 from sealface.storage.database import open_database
 from sealface.storage.schema import migrate
 from sealface_client import AsyncClient
-from tests.system.chaos.components import Component, DoesNotComeBack, Server, Service, Watching, Worker
+from tests.system.chaos.components import Component, DoesNotComeBack, Server, Service, Watching, Worker, actors
 from tests.system.chaos.load import Caller, Crowd, Hung, Load
 from tests.system.chaos.model import Findings, Person, State
 from tests.system.conftest import POLICY, People
@@ -37,14 +37,16 @@ class Scenario:
 
     Attributes:
         name: of it.
-        postgresql: whether the record is there, instead of in a file.
+        servers: whether the record is in PostgreSQL, instead of in a file, with Redis as a cache.
+        ray: whether workers are Ray actors, instead of processes of the matching service.
     """
 
     name: str
-    postgresql: bool = False
+    servers: bool = False
+    ray: bool = False
 
 
-SCENARIOS = (Scenario("embedded"), Scenario("postgresql", postgresql=True))
+SCENARIOS = (Scenario("embedded"), Scenario("deployed", servers=True), Scenario("cluster", servers=True, ray=True))
 
 
 @dataclass
@@ -60,18 +62,28 @@ class Running:
 def started(scenario: Scenario, chance: random.Random, state: Path | None) -> Iterator[Running]:
     """The processes of a scenario."""
     with ExitStack() as stack:
-        environment = {"SEALFACE_WORKERS": str(WORKERS), "SEALFACE_THREADS": str(WORKERS)}
+        environment = {
+            "SEALFACE_WORKERS": str(WORKERS),
+            "SEALFACE_THREADS": str(WORKERS),
+            "SEALFACE_MEMORY": "1",
+        }
         components: list[Component] = []
-        if scenario.postgresql:
-            server = stack.enter_context(servers.postgresql())
-            engine = open_database(server.url)
+        if scenario.servers:
+            postgresql, redis = stack.enter_context(servers.postgresql()), stack.enter_context(servers.redis())
+            engine = open_database(postgresql.url)
             migrate(engine)
             engine.dispose()
-            environment["SEALFACE_DATABASE"] = server.url
-            components.append(Server("postgresql", server))
+            environment |= {"SEALFACE_DATABASE": postgresql.url, "SEALFACE_REDIS": redis.url}
+            components += [Server("postgresql", postgresql), Server("redis", redis)]
+        if scenario.ray:
+            cluster = stack.enter_context(servers.ray_cluster())
+            environment |= {"SEALFACE_POOL": "ray", "SEALFACE_RAY_ADDRESS": cluster.url}
         services = stack.enter_context(local_services(state, **environment))
         components += [Service(services, name) for name in SERVICES]
-        components.append(Worker(services, WORKERS, chance))
+        if scenario.ray:
+            components.append(Worker("ray actor", lambda: actors(cluster), WORKERS, chance))
+        else:
+            components.append(Worker("worker", services.worker_pids, WORKERS, chance))
         yield Running(services, components, stack.enter_context(Watching(services)))
 
 
