@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 DEEPFACE := deepface==0.0.103
 LFW := ../shared/data/lfw/embeddings.npz
 
-.PHONY: help demo demo-cluster test check soak bench lint types unit protos format clean
+.PHONY: help demo demo-cluster test check chaos soak bench lint types unit protos format clean
 help:
 	@echo "make demo   real faces through three encrypted services, on this machine"
 	@echo "make demo-cluster  the same on PostgreSQL, Redis and Ray, begun and ended by it"
 	@echo "make test   all tests"
 	@echo "make check  lint, types, unit tests, contract: without services and DeepFace, under two minutes"
 	@echo "make bench  benchmarks, JSON into bench/results/"
+	@echo "make chaos  load while every component is killed, a hundred kills and more; ends with one line of JSON"
 	@echo "make soak   the long forms of the tests"
 
 $(VENV)/created:
@@ -80,6 +81,9 @@ protos: $(VENV)/dev
 	rm -rf build/last && mkdir -p build/last/build && git archive $$tag protos buf.yaml | tar -x -C build/last && \
 	cp -r build/googleapis build/last/build/ && echo "buf breaking against $$tag" && \
 	$(BIN)/buf breaking --against build/last
+
+chaos: $(VENV)/servers
+	@$(BIN)/python -m tests.system.chaos --kills 102
 
 soak: $(VENV)/faces $(VENV)/servers
 	SEALFACE_SOAK=1 $(BIN)/python -m pytest tests
