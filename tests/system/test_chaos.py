@@ -11,7 +11,6 @@ from tests.system.chaos.model import Before, Findings, Person, State
 from tests.system.chaos.scenario import SCENARIOS, Scenario, run
 from tests.system.conftest import People
 
-
 SOAK = bool(os.environ.get("SEALFACE_SOAK"))
 KILLS = {"embedded": 4, "deployed": 6, "cluster": 6}  # each component once
 QUICK = [scenario for scenario in SCENARIOS if SOAK or not scenario.ray]

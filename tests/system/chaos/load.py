@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +44,17 @@ class Crowd:
     Attributes:
         gallery: its id.
         everybody: by whose client they are.
+        recent: those who changed last.
     """
 
     gallery: str
     everybody: dict[int, list[Person]]
+    recent: deque[Person] = field(default_factory=lambda: deque(maxlen=4))
+
+    def settle(self, person: Person, state: State) -> None:
+        """A change is acknowledged."""
+        person.settle(state)
+        self.recent.append(person)
 
     def all(self, *states: State) -> list[Person]:
         return [person for people in self.everybody.values() for person in people if person.state in states]
@@ -184,7 +191,9 @@ class Caller:
         self._load.answered[kind] += 1
 
     def _anybody(self, crowd: Crowd) -> Person:
-        """Also other clients' people, and those that are erased."""
+        """Also other clients' people, those that are erased, and most often who changed last."""
+        if crowd.recent and self._random.random() < 0.6:
+            return self._random.choice(crowd.recent)
         gone = crowd.all(State.ERASED)
         if gone and self._random.random() < 0.3:
             return self._random.choice(gone)
@@ -198,7 +207,7 @@ class Caller:
             return (await gallery.enroll(person.subject, person.face, request_id=person.request_id)).slot
 
         person.slot = await self._insist(crowd, person, "enroll", call)
-        person.settle(State.ENROLLED)
+        crowd.settle(person, State.ENROLLED)
         self._findings.counts["acknowledged"] += 1
 
     async def _erase(self, crowd: Crowd, person: Person) -> None:
@@ -216,7 +225,7 @@ class Caller:
                     self._findings.fault("lost", f"{person.subject} cannot be erased: it is not there")
 
         await self._insist(crowd, person, "erase", call)
-        person.settle(State.ERASED)
+        crowd.settle(person, State.ERASED)
 
     async def _repeat(self, crowd: Crowd) -> None:
         """An old enrolment arrives once more: it gets its first answer, and enrols nobody."""
