@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sealface.cipher.layout import EmbeddingNotFinite, WrongDimension, ZeroEmbedding
+from sealface.enrollment.record import Record
 from sealface.errors import AlreadyExists
 from sealface.matching import feed
 from sealface.matching.matcher import Matcher
@@ -14,6 +15,7 @@ from sealface.protocol.names import InvalidName
 from sealface.protocol.policy import Policy
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
+from sealface.storage.database import RecordUnavailable
 from sealface_client import AsyncClient, Enrolled, Identification, Imported, ServiceError
 from sealface_client.aio import CredentialMissing, KeyNotTrusted
 from sealface_client.decisions import PendingDecision
@@ -446,6 +448,21 @@ async def test_a_block_that_the_service_refuses_ends_an_import(suite, door):
         async for block in door.import_many(faces):
             blocks.append(block)
     assert [block.templates for block in blocks] == [door.layout.sealed_shapes[0].capacity]
+
+
+async def test_a_block_whose_answer_was_lost_is_stored_once(suite, door, monkeypatch):
+    stored, store = [], Record.import_block
+
+    def loses_its_first_answer(record, *arguments, **named):
+        stored.append(store(record, *arguments, **named))
+        if len(stored) == 1:
+            raise RecordUnavailable("the record went away as it was written")
+        return stored[-1]
+
+    monkeypatch.setattr(Record, "import_block", loses_its_first_answer)
+    (block,) = await imported(door, people(range(9)))
+    assert (block.first_slot, block.templates) == (1, 9)
+    assert len(suite.record()["templates"]) == 9
 
 
 async def test_what_breaks_the_callers_own_list_is_the_callers_to_see(suite, door):

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from sealface.cipher.layout import Shape
 from sealface.protocol import names
-from sealface_client.errors import translated
+from sealface_client.errors import ServiceError, translated
 from sealface_client.results import Imported
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2
 
+_ATTEMPTS = 6  # over 6 s: what died is started again within a few
 _CHUNK_BYTES = 1 << 20
 
 Encrypt = Callable[[NDArray[np.float64]], Awaitable[bytes]]
@@ -92,9 +93,20 @@ class BulkImport:
             request_id=uuid.uuid4().hex,
             operation=self._operation,
         )
-        with translated("enrollment"):
-            response = await self._stub.ImportBlock(_messages(header, data), timeout=self._timeout_s)
+        response = await self._insist(header, data)
         return Imported(subjects[-1], response.first_slot, len(subjects), len(data))
+
+    async def _insist(self, header: enrollment.ImportBlockHeader, data: bytes) -> enrollment.ImportBlockResponse:
+        """Repeat a call that failed: it may have stored the block, and is then told so under its request id."""
+        for retry in range(_ATTEMPTS):
+            try:
+                with translated("enrollment"):
+                    return await self._stub.ImportBlock(_messages(header, data), timeout=self._timeout_s)
+            except ServiceError as error:
+                if retry == _ATTEMPTS - 1 or not error.retryable:
+                    raise
+            await asyncio.sleep(0.2 * 2**retry)
+        raise AssertionError("unreachable")
 
 
 def _messages(header: enrollment.ImportBlockHeader, data: bytes) -> Iterator[enrollment.ImportBlockRequest]:
