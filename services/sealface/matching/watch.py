@@ -7,11 +7,12 @@ import threading
 import structlog
 
 from sealface.errors import SealfaceError
-from sealface.matching.matcher import Matcher
+from sealface.matching.matcher import LONGEST_S, Matcher
 from sealface.storage.galleries import Galleries
 
 _log = structlog.get_logger("sealface.matching")
 _LOOK_S = 0.5
+_START_S = 600.0  # a large gallery takes longer than a search may
 _PAGE = 100
 
 
@@ -34,7 +35,7 @@ class Watch:
         after = ""
         while page := self._galleries.page(after, _PAGE):
             for gallery in page:
-                self._hold(gallery.id)
+                self._hold(gallery.id, _START_S)
             after = page[-1].id
         self._thread.start()
 
@@ -52,8 +53,8 @@ class Watch:
             except Exception as error:
                 _log.error("not watched", error=type(error).__name__)
 
-    def _hold(self, gallery_id: str) -> None:
+    def _hold(self, gallery_id: str, timeout_s: float = LONGEST_S) -> None:
         try:
-            self._matcher.hold(gallery_id)
+            self._matcher.hold(gallery_id, timeout_s)
         except SealfaceError as error:  # a search will say so to its caller
             _log.warning("not loaded", reason=error.reason)
