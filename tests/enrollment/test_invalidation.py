@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import redis
 from deploy import servers
@@ -70,13 +71,9 @@ def running(kept: Kept, url: str) -> Iterator[None]:
 
 
 def seal(kept: Kept, slots: list[int], replaced: tuple[int, ...] = ()) -> None:
-    import numpy as np
-
     placed = np.zeros(12, np.uint32)
     placed[: len(slots)] = slots
-    assert kept.record.seal(
-        kept.galleries.get("door"), kept.leases.take("door"), 8, placed, b"sealed %r" % slots, replaced
-    )
+    assert kept.record.seal(kept.galleries.get("door"), kept.lease(), 8, placed, b"sealed %r" % slots, replaced)
 
 
 def test_erased_templates_leave_and_others_stay(kept, cache, looking, raw):
@@ -94,8 +91,7 @@ def test_erased_templates_leave_and_others_stay(kept, cache, looking, raw):
 
 
 def test_what_came_and_went_between_two_looks_leaves(kept, cache, looking, raw):
-    """A gallery made, templates enrolled, sealed, read, sealed again and erased before anybody looked."""
-    kept.record.create_gallery(new_gallery("gate"))
+    """Templates enrolled, sealed, read, sealed again and erased before anybody looked."""
     slots = kept.enroll(3)
     seal(kept, slots)
     assert cache.block("door", 1) is not None
@@ -111,6 +107,17 @@ def test_what_came_and_went_between_two_looks_leaves(kept, cache, looking, raw):
     assert held(raw, kept.space) == {"t2", "t3", "b3"}
 
 
+def test_a_gallery_nobody_has_looked_at_is_followed_from_its_beginning(kept, cache, looking, raw):
+    kept.record.create_gallery(new_gallery("gate"))
+    for name in ("a", "b"):
+        kept.record.enroll("gate", "keys/gate/versions/1", name, name.encode(), name)
+    assert len(list(cache.ciphertexts("gate", [1, 2]))) == 2
+    kept.record.erase_subject("gate", "a")
+    looking.look()
+    (space,) = [space_of(head) for head in kept.galleries.heads() if head.gallery == "gate"]
+    assert held(raw, space) == {"t2"}
+
+
 def test_a_dropped_block_leaves(kept, cache, looking, raw):
     slots = kept.enroll(2)
     seal(kept, slots)
@@ -119,7 +126,7 @@ def test_a_dropped_block_leaves(kept, cache, looking, raw):
     assert held(raw, kept.space) == {"b1"}
     for slot in slots:
         kept.erase(slot)
-    kept.record.drop_block(kept.galleries.get("door"), 1)
+    kept.record.drop_block(kept.galleries.get("door"), kept.lease(), 1)
     looking.look()
     assert held(raw, kept.space) == set()
 
@@ -181,6 +188,39 @@ def test_erased_while_redis_was_away(kept, cache, server, looking, raw):
     assert raw.exists(f"{kept.space}:t{slots[3]}")  # the commands that it was sent are given up
     wait(lambda: settled(looking))
     assert held(raw, kept.space) == {f"t{slot}" for slot in kept.templates}
+
+
+def test_deleted_while_redis_was_away(kept, cache, server, looking, raw):
+    kept.enroll(3)
+    kept.import_block()
+    read_all(kept, cache)
+    looking.look()
+    server.pause()
+    try:
+        kept.record.delete_gallery("door")
+        with pytest.raises(CacheUnavailable):
+            looking.look()
+    finally:
+        server.resume()
+    wait(lambda: settled(looking))
+    assert raw.dbsize() == 0
+
+
+def test_after_a_failure_all_is_compared(kept, cache, server, looking, raw):
+    """What came back while Redis could not be asked, however that was."""
+    (slot,) = kept.enroll(1)
+    read_all(kept, cache)
+    kept.erase(slot)
+    looking.look()
+    raw.set(f"{kept.space}:t{slot}", b"back")
+    server.pause()
+    try:
+        with pytest.raises(CacheUnavailable):
+            looking.look()
+    finally:
+        server.resume()
+    wait(lambda: settled(looking))
+    assert held(raw, kept.space) == set()
 
 
 def settled(looking: Invalidation) -> bool:

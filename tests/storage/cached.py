@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import redis
 
-from sealface.enrollment.leases import Leases
+from sealface.enrollment.leases import Lease, Leases
 from sealface.enrollment.record import Record
 from sealface.storage.cache import Cache, space_of
 from sealface.storage.entries import Entries
@@ -45,6 +45,11 @@ class Kept:
         ((subject,),) = select(self.path, "SELECT subject FROM templates WHERE slot = ?", slot)
         self.record.erase_subject("door", subject)
         del self.templates[slot]
+
+    def lease(self) -> Lease:
+        taken = self.leases.take("door")
+        assert taken is not None
+        return taken
 
     def import_block(self, count: int = 3, size: int = BLOCK) -> int:
         data, name = os.urandom(size), os.urandom(4).hex()

@@ -75,7 +75,8 @@ class Invalidation:
             if dropped:
                 _log.info("stale entries dropped from Redis", entries=dropped)
         for name in self._seen.keys() - heads.keys():
-            self._entries.clear(space_of(self._seen.pop(name).head))
+            self._entries.clear(space_of(self._seen[name].head))
+            del self._seen[name]
         for name, head in heads.items():
             seen = self._seen.get(name)
             if seen is not None and space_of(seen.head) != space_of(head):  # made anew, or under another key version
