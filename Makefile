@@ -88,12 +88,13 @@ chaos: $(VENV)/servers
 soak: $(VENV)/faces $(VENV)/servers
 	SEALFACE_SOAK=1 $(BIN)/python -m pytest tests
 
-bench: $(VENV)/faces
+bench: $(VENV)/faces $(VENV)/servers
 	@mkdir -p bench/results
 	$(BIN)/sealface bench verify --json | tee bench/results/verify.json
 	$(BIN)/sealface bench engine --json | tee bench/results/engine.json
 	$(BIN)/sealface bench search --compare --json | tee bench/results/search.json
 	$(BIN)/sealface bench search --templates 100000 --probes 64 --batch 16 --json | tee bench/results/search-batch.json
+	$(BIN)/sealface bench cold --json | tee bench/results/cold.json
 	@for n in 10000 100000 1000000; do \
 	$(BIN)/sealface bench identification --templates $$n $(if $(wildcard $(LFW)),--embeddings $(LFW)) --json | tee bench/results/identification-$$n.json; done
 

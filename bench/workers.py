@@ -23,24 +23,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from sealface.cipher import product
-from sealface.cipher.distance import Metric
-from sealface.cipher.layout import Layout
 from sealface.cipher.parameters import for_dimension
-from sealface.cipher.scheme import Ckks
-from sealface.enrollment.record import NewGallery, Record
 from sealface.runtime.server import ServerConfig
-from sealface.storage.galleries import Galleries, Gallery
 from sealface.storage.schema import open_record
 from sealface.workers.actors import RayActors, RayConfig, RayUnavailable
 from sealface.workers.local import LocalProcesses
 from sealface.workers.pool import Home, WorkerPool
 from sealface.workers.server import WorkerConfig
-from sealface.workers.task import Part, Task, Timing, slots_digest
+from sealface.workers.task import Task, Timing
 from sealface_bench.engine import Bench
-from sealface_bench.search import unit_vectors
+from sealface_bench.filled import Filled
 from sealface_deploy.servers import ServerMissing, ray_cluster
 
 Tell = Callable[[str], None]
@@ -48,25 +41,29 @@ _STEPS = ("expand_ms", "multiply_ms", "pass_ms")
 _ZERO_S = 0.0003  # longer than a worker takes to draw a zero for a result
 _SINGLES = 4  # single probes for each batch
 _WORKER = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 from pathlib import Path
 from sealface.cipher.scheme import Ckks
 from sealface.runtime.server import ServerConfig, run
+from sealface.storage.cache import CacheConfig
+from sealface.storage.redis_address import RedisAddress
 from sealface.workers.server import WorkerConfig, build
 
 async def main():
     scheme = Ckks()
     scheme.warm()
-    server = build(WorkerConfig(Path(sys.argv[1]), ServerConfig()), scheme)
+    redis, database = os.environ.get("SEALFACE_REDIS"), os.environ.get("SEALFACE_DATABASE", "")
+    cache = CacheConfig(RedisAddress.parse(redis)) if redis else None
+    server = build(WorkerConfig(Path(sys.argv[1]), ServerConfig(), database=database, cache=cache), scheme)
     await run(server, lambda address: print(json.dumps({"address": address}), flush=True), with_stdin=True)
 
 asyncio.run(main())
 """
 
 
-def local(folder: Path, workers: int) -> Home:
-    """Processes of one thread each."""
-    return LocalProcesses([sys.executable, "-c", _WORKER, str(folder)], workers)
+def local(folder: Path, workers: int, **environment: str) -> Home:
+    """Processes of one thread each; `SEALFACE_DATABASE` and `SEALFACE_REDIS` as `sealface serve` knows them."""
+    return LocalProcesses([sys.executable, "-c", _WORKER, str(folder)], workers, environment)
 
 
 def on_ray(address: str, folder: Path, workers: int) -> Home:
@@ -75,7 +72,7 @@ def on_ray(address: str, folder: Path, workers: int) -> Home:
 
 
 @contextmanager
-def _running(home: Home, workers: int) -> Iterator[WorkerPool]:
+def running(home: Home, workers: int) -> Iterator[WorkerPool]:
     pool = WorkerPool(home)
     pool.start()
     try:
@@ -84,40 +81,6 @@ def _running(home: Home, workers: int) -> Iterator[WorkerPool]:
         yield pool
     finally:
         pool.stop()
-
-
-class Filled:
-    """A record with one imported gallery of unit vectors."""
-
-    def __init__(self, folder: Path, templates: int, dimension: int, tell: Tell) -> None:
-        scheme, self.layout = Ckks(), Layout.of("", dimension, Metric.COSINE, 1.0)
-        material = scheme.generate(self.layout.parameters)
-        engine = open_record(folder)
-        record, self.galleries = Record(engine), Galleries(engine)
-        version = "keys/bench/versions/1"
-        new = NewGallery("bench", version, True, material.public, material.evaluation, self.layout, 2, 1, b"")
-        record.create_gallery(new)
-        self.encryptor = scheme.encryptor(self.layout, material.public)
-        shape = self.layout.best_shape(templates)
-        vectors = unit_vectors(templates, dimension, 1).astype(np.float64)
-        for start in range(0, templates, shape.capacity):
-            part = vectors[start : start + shape.capacity]
-            subjects = [f"s{start + i}" for i in range(len(part))]
-            data = self.encryptor.block(shape, part)
-            record.import_block("bench", version, subjects, shape.columns, shape.capacity, data, f"r{start}")
-            tell(f"imported {start + len(part):,} of {templates:,}")
-        self.gallery: Gallery = self.galleries.get("bench")
-
-    def task(self, probes: int) -> Task:
-        """A search for random probes over all of it."""
-        faces = unit_vectors(probes, self.layout.dimension, 2).astype(np.float64)
-        parts = []
-        for block in self.galleries.blocks("bench"):
-            slots = self.galleries.block_slots("bench", block.number)
-            assert slots is not None
-            parts.append(Part(block.columns, block.number, slots_digest(slots), slots > 0))
-        encrypted = tuple(self.encryptor.probe(face) for face in faces)
-        return Task("bench", self.gallery.first_epoch, encrypted, tuple(parts), whole=True)
 
 
 def _one(pool: WorkerPool, task: Task) -> tuple[float, Timing]:
@@ -203,11 +166,11 @@ def measure(
     """One and two local workers on a batch, in turns; with a Ray cluster also two actors, in turns on single probes."""
     with TemporaryDirectory(prefix="sealface-") as name:
         folder = Path(name)
-        filled = Filled(folder, templates, dimension, tell)
+        filled = Filled(open_record(folder), templates, dimension, tell)
         together, single = filled.task(batch), filled.task(1)
         found: dict[str, Any] = {"templates": templates, "dim": dimension, "batch": batch, "rounds": rounds}
-        with _running(local(folder, 2), 2) as two:
-            with _running(local(folder, 1), 1) as one:
+        with running(local(folder, 2), 2) as two:
+            with running(local(folder, 1), 1) as one:
                 tell("one and two local workers, in turns")
                 found["load_ms_a_block"] = _load(one, together)
                 passes = _in_turn((one, two), together, rounds)
@@ -222,7 +185,7 @@ def measure(
             alone, shared = scoring_cpu(dimension, len(together.parts), batch, rounds)
             found |= {"cpu_1_score_ms": alone, "cpu_2_score_ms": shared, "speedup_score_cpu": alone / shared}
             if ray_address:
-                with _running(on_ray(ray_address, folder, 2), 2) as actors:
+                with running(on_ray(ray_address, folder, 2), 2) as actors:
                     tell("two local workers and two Ray actors, in turns")
                     here, there = _in_turn((two, actors), single, _SINGLES * rounds)
                 found["spread"] = statistics.stdev(math.log(timing.pass_ms) for _, timing in here)

@@ -287,3 +287,25 @@ def scatter(
     table.add_row("with slots to the key service", f"{found['decide_bytes']:,}", f"{found['decide_ms']:,.0f}")
     table.add_row("opened there", "", f"{found['opening_ms']:,.0f}")
     console.print(table)
+
+
+@app.command()
+@reporting
+def cold(
+    templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 100_000,
+    dim: Annotated[int, typer.Option(help="Elements of a template.")] = 128,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, one thread each.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Load a gallery into new workers: from PostgreSQL, through an empty Redis, from a full one. From a checkout."""
+    from sealface_bench import cold as benchmark
+
+    with progress.status("starting") as status:
+        found = benchmark.measure(templates=templates, dimension=dim, workers=workers, tell=status.update)
+    if as_json:
+        print_json(found)
+        return
+    flat = {name: value for name, value in found.items() if not isinstance(value, dict)}
+    parts = [(name, value) for name, value in found.items() if isinstance(value, dict)]
+    flat |= {f"{name}: {step}": value for name, steps in parts for step, value in steps.items()}
+    console.print(_rows(flat, f"{templates:,} templates of {dim} elements into {workers} workers"))

@@ -1,0 +1,160 @@
+"""A gallery from nothing into the memory of workers: from PostgreSQL, through an empty Redis, from a full one.
+
+Real servers on this machine, which share its processor with the workers; PostgreSQL's pages are in memory, and nothing
+but the loading is timed: workers are ready before. `steps` is one thread in this process, block by block: where the
+time goes. `service` is the matching service as `sealface serve matching` starts it, kernels compiled, from its start
+until it answers that it is not serving yet, and until it serves.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+import redis as redis_py
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sealface.cipher.scheme import Ckks
+from sealface.storage.cache import Cache
+from sealface.storage.database import open_database
+from sealface.storage.entries import Entries
+from sealface.storage.redis_address import RedisAddress
+from sealface.storage.schema import migrate
+from sealface_bench.filled import Filled, Tell
+from sealface_bench.workers import local, running
+from sealface_deploy import servers
+
+_BLOCKS = 8
+_READY_S = 600.0
+
+
+def _loaded(folder: Path, filled: Filled, workers: int, **environment: str) -> float:
+    """Seconds until new workers have all of it."""
+    task = filled.task(0)
+    with running(local(folder, workers, **environment), workers) as pool:
+        started = time.perf_counter()
+        pool.begin(task, _READY_S)
+        return time.perf_counter() - started
+
+
+def _steps(filled: Filled, address: str) -> dict[str, float]:
+    """Milliseconds of each step for one block, medians."""
+    gallery, galleries = filled.gallery, filled.galleries
+    evaluator = Ckks().evaluator(filled.layout, filled.material.public, filled.material.evaluation)
+    entries = Entries(RedisAddress.parse(address), 1 << 40)
+    cache = Cache(galleries, entries)
+    times: dict[str, list[float]] = {}
+
+    def timed(step: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        found = call(*arguments)
+        times.setdefault(step, []).append((time.perf_counter() - started) * 1e3)
+        return found
+
+    for block in galleries.blocks(gallery.id)[:_BLOCKS]:
+        known = timed("fingerprint_ms", galleries.fingerprints, gallery.id, (), [block.number])
+        _, data = timed("record_ms", galleries.block, gallery.id, block.number)
+        timed("digest_ms", known.blocks[block.number].fits, data)
+        hits = cache.hits
+        timed("cache_ms", cache.block, gallery.id, block.number)
+        assert cache.hits == hits + 1
+        timed("memory_ms", evaluator.load, filled.layout.shape(block.columns), data)
+    return {step: statistics.median(taken) for step, taken in times.items()}
+
+
+def _service(folder: Path, workers: int, **environment: str) -> dict[str, float]:
+    """Seconds from the start of the matching service until it answers, and until it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "sealface.cli.main", "serve", "matching", "--state", str(folder)]
+    command += ["--listen", f"127.0.0.1:{port}", "--keys", "127.0.0.1:1", "--workers", str(workers)]
+    command += ["--threads", str(workers)]
+    started = time.perf_counter()
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=os.environ | environment)  # noqa: S603
+    found: dict[str, float] = {}
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            while "ready_s" not in found:
+                assert process.poll() is None, "the matching service did not start"
+                try:
+                    status = check(health_pb2.HealthCheckRequest(), timeout=1, wait_for_ready=True).status
+                except grpc.RpcError:
+                    continue
+                now = time.perf_counter() - started
+                found.setdefault("answers_s", now)
+                if status == health_pb2.HealthCheckResponse.SERVING:
+                    found["ready_s"] = now
+                time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    return found
+
+
+def measure(
+    *, templates: int, dimension: int, workers: int, service: bool = True, tell: Tell = lambda line: None
+) -> dict[str, Any]:
+    """Seconds and bytes of each way.
+
+    Args:
+        templates: in the gallery.
+        dimension: of a template.
+        workers: processes of one thread each.
+        service: whether the matching service is started as well.
+        tell: told of progress.
+    """
+    with (
+        TemporaryDirectory(prefix="sealface-") as name,
+        servers.postgresql("max_wal_size=4GB", "checkpoint_timeout=30min") as postgresql,
+        servers.redis() as redis,
+    ):
+        folder = Path(name)
+        engine = open_database(postgresql.url)
+        migrate(engine)
+        started = time.perf_counter()
+        filled = Filled(engine, templates, dimension, tell, distinct=_BLOCKS)
+        filling_s = time.perf_counter() - started
+        with engine.begin() as connection:
+            query = "SELECT count(*), sum(length(ciphertext)) FROM blocks"
+            blocks, stored = connection.exec_driver_sql(query).one()
+        found: dict[str, Any] = {
+            "templates": templates,
+            "dim": dimension,
+            "workers": workers,
+            "blocks": blocks,
+            "bytes": int(stored),
+            "filling_s": filling_s,
+        }
+        record = {"SEALFACE_DATABASE": postgresql.url}
+        cached = record | {"SEALFACE_REDIS": redis.url}
+        with redis_py.Redis(port=redis.port) as raw:
+            for way, environment in (("record", record), ("empty_cache", cached), ("warm_cache", cached)):
+                tell(f"loading: {way.replace('_', ' ')}")
+                before = raw.info("stats")
+                found[f"{way}_s"] = _loaded(folder, filled, workers, **environment)
+                after = raw.info("stats")
+                found[f"{way}_from_redis_bytes"] = after["total_net_output_bytes"] - before["total_net_output_bytes"]
+                found[f"{way}_to_redis_bytes"] = after["total_net_input_bytes"] - before["total_net_input_bytes"]
+            found["redis_used_bytes"] = raw.info("memory")["used_memory"]
+        tell("step by step")
+        found["steps"] = _steps(filled, redis.url)
+        if service:
+            _service(folder / "state", workers, **record)  # compiles
+            for way, environment in (("record", record), ("warm_cache", cached)):
+                tell(f"the matching service: {way.replace('_', ' ')}")
+                found[f"service_{way}"] = _service(folder / "state", workers, **environment)
+        engine.dispose()
+        return found
