@@ -73,7 +73,8 @@ class Opener:
     def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
         """Whether check positions hold nothing but noise, in each result by itself.
 
-        Anything added to the secret-dependent part of a result shows there too. Templates of one model have much in
+        What is added to the secret-dependent part of a result shows there too, unless it was split by the Galois keys
+        before (docs/adr/0011). Templates of one model have much in
         common (their mean is most of a vector), and results of one search share the probe's noise: what that mean makes
         of it is nearly the same at all positions of all results. So their mean square has the spread of a single
         Gaussian's square, however many they are; the bound is that of Laurent and Massart 2000, lemma 1, for honest
