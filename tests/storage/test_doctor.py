@@ -372,7 +372,7 @@ def test_further_checks_join_in(door, engine):
 
 
 def healed(engine):
-    return [repair(engine, finding) for finding in examine(engine).findings]
+    return repair(engine, examine(engine).findings)
 
 
 HEALABLE = {
@@ -447,11 +447,11 @@ def test_a_repair_comes_too_late_for_what_was_made_anew(door, record, galleries,
     placed[:3] = sound.SEALED
     sound.seal(record, galleries.get("door"), placed, sound.block(9), [1])
     before = dump(engine)["blocks"]
-    repair(engine, finding)
+    repair(engine, [finding])
     assert dump(engine)["blocks"] == before
     assert examine(engine).healthy
     record.delete_gallery("door")
-    assert not repair(engine, finding).repaired
+    assert not repair(engine, [finding])[0].repaired
 
 
 def test_what_was_imported_meanwhile_is_not_dropped(door, record, galleries, engine):
@@ -462,7 +462,7 @@ def test_what_was_imported_meanwhile_is_not_dropped(door, record, galleries, eng
     sound.create(record)
     record.import_block("door", sound.KEY, ["ann"], sound.SHAPE.columns, sound.SHAPE.capacity, sound.block(2), "r")
     before = dump(engine)
-    assert not repair(engine, finding).repaired
+    assert not repair(engine, [finding])[0].repaired
     assert dump(engine) == before
 
 

@@ -80,7 +80,8 @@ def sealface(services: LocalServices) -> Command:
 
 def test_help_lists_the_commands() -> None:
     out, _ = Command(None).ran("--help", code=DONE)
-    for command in ("serve", "gallery", "enroll", "verify", "identify", "erase", "keys", "bench", "evaluate"):
+    commands = ("serve", "gallery", "enroll", "verify", "identify", "erase", "keys", "bench", "evaluate")
+    for command in (*commands, "migrate", "backup", "restore", "doctor"):
         assert f" {command} " in out
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 
 from sealface.cli.gallery import GalleryId
-from sealface.cli.output import Json, console, print_json, progress, reporting
+from sealface.cli.output import Json, console, print_json, progress_bar, reporting
 from sealface.cli.record import Database, StateFolder, opened
 from sealface.enrollment import restore as restoring
 from sealface.protocol import names
@@ -47,7 +46,7 @@ def backup(
     engine = opened(database, state)
     schema.check(engine)
     total = Galleries(engine).count(names.check_id(gallery, "gallery"))
-    with Progress(console=progress, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("backing up", total=total)
         made = backups.back_up(engine, gallery, file, lambda templates: bar.advance(task, templates))
     if as_json:
@@ -74,7 +73,7 @@ def restore(
     Who was enrolled after the backup is not in it. Who was erased after it comes back, unless the gallery is still
     there and is replaced: erase them again.
     """
-    with Progress(console=progress, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("verifying", total=file.stat().st_size if file.is_file() else None)
         found = backups.verify(file, lambda at: bar.update(task, completed=at))
         if only_verify:

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import sqlalchemy as sa
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
-from sealface.cli.output import Exit, Json, console, print_json, progress, reporting
+from sealface.cli.output import Exit, Json, console, print_json, progress_bar, reporting
 from sealface.cli.record import Database, StateFolder, opened
 from sealface.enrollment.repair import repair as heal
 from sealface.storage import doctor as doctors
@@ -40,7 +39,7 @@ def doctor(
     engine = opened(database, state)
     schema.check(engine)
     further = [_key_check(engine, state)] if keys else []
-    with Progress(console=progress, transient=True) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("examining", total=_total(engine, gallery))
 
         def tell(gallery_id: str, rows: int) -> None:
@@ -48,7 +47,7 @@ def doctor(
 
         report = doctors.examine(engine, gallery, further, tell)
     if repair:
-        report.findings = [heal(engine, finding) for finding in report.findings]
+        report.findings = heal(engine, report.findings)
     if as_json:
         found = [finding.described() for finding in report.findings]
         print_json({"checked": dict(report.checked), "findings": found, "healthy": report.healthy})

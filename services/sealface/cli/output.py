@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import grpc
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from sealface.errors import InvalidInput, SealfaceError
 
@@ -38,6 +39,11 @@ class Exit(IntEnum):
     NO = 1
     USAGE = 2
     FAILED = 3
+
+
+def progress_bar() -> Progress:
+    """A bar for people; a program that reads standard error finds nothing of it there."""
+    return Progress(console=progress, transient=True, disable=not progress.is_terminal)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,27 +15,33 @@ from sealface.storage.findings import Damage, Finding
 from sealface.storage.galleries import GalleryNotFound
 
 
-def repair(engine: sa.Engine, finding: Finding) -> Finding:
-    """Heal what a finding is about, if that can be done; returns it as it is then.
+def repair(engine: sa.Engine, findings: Iterable[Finding]) -> list[Finding]:
+    """Heal what findings are about, where that can be done; returns them as they are then.
 
     A sealed block is dropped: its templates have ciphertexts of their own, lie in the open tail again, and are sealed
-    anew in the background. A block's number means one block for good, so nothing that was made meanwhile is touched.
+    anew in the background. A block's number means one block for good, so nothing that was made meanwhile is touched; a
+    gallery made anew meanwhile has at most a block sealed twice.
     """
+    seen = [replace(finding, repaired=True) if _heal(engine, finding) else finding for finding in findings]
+    if any(finding.repaired for finding in seen):
+        forget(engine)
+    return seen
+
+
+def _heal(engine: sa.Engine, finding: Finding) -> bool:
     if not finding.healable or finding.block is None:
-        return finding
+        return False
     try:
         with engine.begin() as transaction:
             row = locked_gallery(transaction, finding.gallery)
             if finding.what is Damage.ERASED_COUNT_WRONG:
                 _count_erased(transaction, finding.gallery, finding.block)
             elif not _open(transaction, finding.gallery, finding.block):
-                transaction.rollback()
-                return finding
+                return False
             advance(transaction, finding.gallery, row.epoch + 1)
-    except GalleryNotFound:
-        return finding
-    forget(engine)
-    return replace(finding, repaired=True)
+    except GalleryNotFound:  # deleted meanwhile
+        return False
+    return True
 
 
 def _count_erased(transaction: sa.Connection, gallery_id: str, number: int) -> None:

@@ -1,4 +1,4 @@
-"""The compute zone's tables: the record. Only `enrollment.record` writes them; `galleries` reads them.
+"""The compute zone's tables: the record. Only enrollment writes them; `galleries` reads them.
 
 Slots and epochs of a gallery's name only ever rise, also when the gallery is erased and made anew, so that no old
 slot table or cached group can be taken for the new one's.
