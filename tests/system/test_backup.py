@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -261,15 +260,17 @@ def test_what_is_wrong_is_one_line_that_names_the_next_step(
 # --- a disk that fills
 
 
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, "-m", "sealface.cli.main", *sys.argv[2:]])
+"""
+
+
 def limited(bytes_a_file: int, *words: object) -> subprocess.CompletedProcess[str]:
     """A command whose files may grow to a size and no further, as on a disk that is full."""
-    return subprocess.run(
-        [sys.executable, "-m", "sealface.cli.main", *map(str, words), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, bytes_a_file)),
-    )
+    command = [sys.executable, "-c", LIMITED, str(bytes_a_file), *map(str, words), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def one_line(ran: subprocess.CompletedProcess[str]) -> str:
