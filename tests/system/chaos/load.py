@@ -7,7 +7,7 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -93,6 +93,10 @@ class Load:
             await asyncio.sleep(0.05)
 
 
+async def _all(items: AsyncIterator[_T]) -> list[_T]:
+    return [item async for item in items]
+
+
 class Caller:
     """One client.
 
@@ -141,7 +145,8 @@ class Caller:
         """Hold everybody in a gallery, and the other clients' tables, against what this client is told."""
         gallery, findings = self.galleries[crowd.gallery], self._findings
         here, gone = crowd.all(State.ENROLLED), crowd.all(State.ERASED)
-        slots = {s.name.rpartition("/")[2]: [t.slot for t in s.templates] for s in await gallery.subjects()}
+        listed = await self._once("list", crowd.gallery, gallery.subjects)
+        slots = {subject.name.rpartition("/")[2]: [t.slot for t in subject.templates] for subject in listed}
         for person in here:
             if person.subject not in slots:
                 findings.fault("lost", f"{person.subject} is not listed")
@@ -153,13 +158,13 @@ class Caller:
         if slots:
             findings.fault("wrong", f"nobody enrolled {sorted(slots)}")
         for table in (gallery, *others):
-            await table._update_slots()
+            await self._once("list", "slots", table._update_slots)
             if table._slots._subjects != {person.slot: person.subject for person in here}:
                 findings.fault("wrong", f"a table of the slots of {crowd.gallery} is not what was acknowledged")
         everybody = [*here, *gone]
         befores = [Before.of(person) for person in everybody]
         probes = [self._people.again(person.face) for person in everybody]
-        found = [answer async for answer in gallery.identify_many(probes)]
+        found = await self._once("identify", "everybody", lambda: _all(gallery.identify_many(probes)))
         for before, answer in zip(befores, found, strict=True):
             if isinstance(answer, SealfaceError):
                 findings.fault("not_retryable", f"identify {before.person.subject} at the end: {answer.reason}")
