@@ -234,6 +234,26 @@ def test_a_search_that_loses_its_workers_says_which_share_was_searched(zone):
     assert 0 < float(caught.value.metadata["share_searched"]) < 1
 
 
+def test_the_share_may_be_asked_for_while_scores_come(zone):
+    """As a search does that tells it with every part of its answer, from another thread than the one that gathers."""
+    fill(zone, 60)
+    _, matcher = several(zone, 2)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            found = matcher.identify("door", [zone.probe("door", 1)])
+            taking = threading.Thread(target=lambda found=found: list(found.results()))
+            taking.start()
+            shares = [0.0]
+            while taking.is_alive():
+                shares.append(found.share)
+            assert shares == sorted(shares)
+            assert found.share == 1.0
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_a_partial_answer_is_given_to_who_asks_for_it_with_its_share(zone):
     fill(zone, 20)
     home = Fewer(*(Worker(zone.galleries, zone.scheme) for _ in range(2)))

@@ -210,13 +210,12 @@ class Gathering:
         self.timing = Timing()
         weights = [0 if part.requested is None else np.count_nonzero(part.requested) for part in task.parts]
         self._weights, self._total = weights, sum(weights)
+        self._unscored = self._total  # a number, that other threads may read while it changes
 
     @property
     def share(self) -> float:
         """See the class."""
-        if not self._missing or not self._total:
-            return 1.0
-        return 1.0 - sum(self._weights[place] for place in self._missing) / self._total
+        return 1.0 - self._unscored / self._total if self._total else 1.0
 
     def load(self) -> None:
         """Scatter the task, and wait until every worker has its blocks in memory."""
@@ -301,7 +300,9 @@ class Gathering:
         if news.loaded:
             job.loaded = True
         elif news.tile is not None:
-            self._missing.difference_update(news.tile.places)
+            scored = self._missing.intersection(news.tile.places)
+            self._missing -= scored
+            self._unscored -= sum(self._weights[place] for place in scored)
             self._early.append(news.tile)
         elif news.done is not None:
             self.timing.slowest(news.done)
