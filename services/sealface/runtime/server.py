@@ -108,6 +108,7 @@ class Server:
             for work in self._background:
                 await asyncio.to_thread(work.start)
         except BaseException:
+            await self.grpc.stop(None)
             await self._end()
             raise
         await self._report(health_pb2.HealthCheckResponse.SERVING)
