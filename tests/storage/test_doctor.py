@@ -365,7 +365,7 @@ def test_further_checks_join_in(door, engine):
     assert report.checked["cache entries"] == 3
     assert not report.healthy
     assert [f.severity for f in report.findings] == [Severity.WARNING]
-    assert "clear the cache" in report.findings[0].advice
+    assert "from the cache" in report.findings[0].advice
 
 
 # --- repairs

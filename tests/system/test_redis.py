@@ -89,6 +89,32 @@ def test_it_is_killed_and_comes_back(services, client: Client, people: People, t
     assert not hall.identify(people.again(gone)).candidates
 
 
+def test_doctor_finds_what_redis_has_otherwise_than_the_record(
+    services, client: Client, people: People, raw, tls, folder
+):
+    lab = client.create_gallery("lab", policy=POLICY)
+    faces = {f"s{i}": people.somebody() for i in range(3)}
+    for subject, face in faces.items():
+        lab.enroll(subject, face)
+    lab.identify(people.somebody())
+    key = next(iter(raw.scan_iter("sealface:{lab/*:t2")))
+    raw.setrange(key, 1000, bytes([raw.getrange(key, 1000, 1000)[0] ^ 4]))
+    raw.set(key.replace(b":t2", b":t77"), b"of nobody")
+    url = f"rediss://:{PASSWORD}@127.0.0.1:{tls[1]}/0?ssl_ca_certs={folder / 'root.crt'}"
+    doctor = Command(services.state, SEALFACE_REDIS=url)
+    found = doctor.json("doctor", "lab", code=1)
+    assert {finding["detail"] for finding in found["findings"]} == {
+        "entry t2, damaged",
+        "entry t77, not in the record",
+    }
+    assert found["checked"]["cache entries"] == 4
+    assert not found["healthy"]
+    assert doctor.json("doctor", "lab", "--repair")["healthy"]
+    assert doctor.json("doctor", "lab")["findings"] == []
+    for subject, face in faces.items():  # and nobody's answer was wrong meanwhile
+        assert lab.verify(subject, people.again(face)).match
+
+
 def test_no_password_is_in_a_command_line_or_a_log_or_with_the_key_service(services):
     pids = {name: services.pid(name) for name in ("keys", "enrollment", "matching")}
     pids |= {f"worker {pid}": pid for pid in services.worker_pids()}

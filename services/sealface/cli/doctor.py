@@ -18,8 +18,14 @@ from sealface.storage import doctor as doctors
 from sealface.storage import record, schema
 from sealface.storage.database import reading
 from sealface.storage.doctor import Check, Report
+from sealface.storage.entries import Entries
 from sealface.storage.findings import Damage, Finding
+from sealface.storage.galleries import Galleries
+from sealface.storage.redis_address import RedisAddress
+from sealface.storage.sweep import Sweep
 from sealface_client import Client
+
+_NO_LIMIT = 1 << 62  # it puts nothing there
 
 
 @reporting
@@ -31,14 +37,18 @@ def doctor(
     keys: Annotated[
         bool, typer.Option("--keys", help="Ask the key service, too, whether it has each gallery's key.")
     ] = False,
+    redis: Annotated[
+        str, typer.Option(envvar="SEALFACE_REDIS", help="The cache, whose every entry is then checked as well.")
+    ] = "",
     database: Database = "",
     state: StateFolder = Path(".state"),
     as_json: Json = False,
 ) -> None:
-    """Check every digest, slot and counter of the record. Exit code 0: healthy, 1: not, 3: could not look."""
+    """Check every digest, slot and counter of the record, and the cache. Exit code 0: healthy, 1: not, 3: no look."""
     engine = opened(database, state)
     schema.check(engine)
     further = [_key_check(engine, state)] if keys else []
+    further += [_cache_check(engine, redis, repair)] if redis else []
     with progress_bar() as bar:
         task = bar.add_task("examining", total=_total(engine, gallery))
 
@@ -80,6 +90,22 @@ def _key_check(engine: sa.Engine, state: Path) -> Check:
                 checked["keys"] += 1
                 if known.get(key_version) != digest:
                     yield Finding(Damage.KEY_UNKNOWN, gallery_id, detail=key_version)
+
+    return check
+
+
+def _cache_check(engine: sa.Engine, redis: str, repair: bool) -> Check:
+    """Whether what Redis holds is what the record has; what is not, is dropped from it in a repair."""
+    sweep = Sweep(Galleries(engine), Entries(RedisAddress.parse(redis), _NO_LIMIT))
+
+    def check(gallery_ids: Sequence[str], checked: Counter[str]) -> Iterator[Finding]:
+        for gallery_id in gallery_ids:
+            holding = sweep.check(gallery_id, drop=repair)
+            wrong = [*holding.damaged, *holding.stale]
+            checked["cache entries"] += len(holding.right) + len(wrong)
+            for name in wrong:
+                detail = f"entry {name}, {'damaged' if name in holding.damaged else 'not in the record'}"
+                yield Finding(Damage.CACHE_ENTRY_DAMAGED, gallery_id, detail=detail, repaired=repair)
 
     return check
 

@@ -55,7 +55,7 @@ _ADVICE = {
     Damage.ERASED_BUT_PRESENT: "erase the subject again",
     Damage.SUBJECT_INCONSISTENT: _AGAIN,
     Damage.KEY_UNKNOWN: "bring back the key service's state, without which nobody can open a score",
-    Damage.CACHE_ENTRY_DAMAGED: "nothing is lost: clear the cache, it fills again from the record",
+    Damage.CACHE_ENTRY_DAMAGED: "nothing is lost: `sealface doctor --repair` drops it from the cache",
 }
 _HEALS = "run `sealface doctor --repair`"
 
