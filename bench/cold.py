@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +73,28 @@ def _steps(filled: Filled, address: str) -> dict[str, float]:
     return {step: statistics.median(taken) for step, taken in times.items()}
 
 
+def _in_turn(
+    folder: Path, filled: Filled, workers: int, rounds: int, redis: servers.LocalServer, database: str, tell: Tell
+) -> dict[str, Any]:
+    """Median seconds of each way; bytes of the last round."""
+    record = {"SEALFACE_DATABASE": database}
+    cached = record | {"SEALFACE_REDIS": redis.url}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, Any] = {}
+    with redis_py.Redis(port=redis.port) as raw:
+        for number in range(rounds):
+            raw.flushall()
+            for way, environment in (("record", record), ("empty_cache", cached), ("warm_cache", cached)):
+                tell(f"loading: {way.replace('_', ' ')}, {number + 1} of {rounds}")
+                before = raw.info("stats")
+                seconds[way].append(_loaded(folder, filled, workers, **environment))
+                after = raw.info("stats")
+                for name, counter in (("from", "total_net_output_bytes"), ("to", "total_net_input_bytes")):
+                    found[f"{way}_{name}_redis_bytes"] = after[counter] - before[counter]
+        found["redis_used_bytes"] = raw.info("memory")["used_memory"]
+    return {f"{way}_s": statistics.median(of_way) for way, of_way in seconds.items()} | found
+
+
 def _service(folder: Path, workers: int, **environment: str) -> dict[str, float]:
     """Seconds from the start of the matching service until it answers, and until it is ready."""
     with socket.socket() as probe:
@@ -105,7 +128,13 @@ def _service(folder: Path, workers: int, **environment: str) -> dict[str, float]
 
 
 def measure(
-    *, templates: int, dimension: int, workers: int, service: bool = True, tell: Tell = lambda line: None
+    *,
+    templates: int,
+    dimension: int,
+    workers: int,
+    rounds: int,
+    service: bool = True,
+    tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
     """Seconds and bytes of each way.
 
@@ -113,6 +142,7 @@ def measure(
         templates: in the gallery.
         dimension: of a template.
         workers: processes of one thread each.
+        rounds: how often each way is taken, in turns.
         service: whether the matching service is started as well.
         tell: told of progress.
     """
@@ -134,24 +164,17 @@ def measure(
             "templates": templates,
             "dim": dimension,
             "workers": workers,
+            "rounds": rounds,
             "blocks": blocks,
             "bytes": int(stored),
             "filling_s": filling_s,
         }
-        record = {"SEALFACE_DATABASE": postgresql.url}
-        cached = record | {"SEALFACE_REDIS": redis.url}
-        with redis_py.Redis(port=redis.port) as raw:
-            for way, environment in (("record", record), ("empty_cache", cached), ("warm_cache", cached)):
-                tell(f"loading: {way.replace('_', ' ')}")
-                before = raw.info("stats")
-                found[f"{way}_s"] = _loaded(folder, filled, workers, **environment)
-                after = raw.info("stats")
-                found[f"{way}_from_redis_bytes"] = after["total_net_output_bytes"] - before["total_net_output_bytes"]
-                found[f"{way}_to_redis_bytes"] = after["total_net_input_bytes"] - before["total_net_input_bytes"]
-            found["redis_used_bytes"] = raw.info("memory")["used_memory"]
+        found |= _in_turn(folder, filled, workers, rounds, redis, postgresql.url, tell)
         tell("step by step")
         found["steps"] = _steps(filled, redis.url)
         if service:
+            record = {"SEALFACE_DATABASE": postgresql.url}
+            cached = record | {"SEALFACE_REDIS": redis.url}
             _service(folder / "state", workers, **record)  # compiles
             for way, environment in (("record", record), ("warm_cache", cached)):
                 tell(f"the matching service: {way.replace('_', ' ')}")

@@ -295,13 +295,16 @@ def cold(
     templates: Annotated[int, typer.Option(min=1, help="Templates in the gallery.")] = 100_000,
     dim: Annotated[int, typer.Option(help="Elements of a template.")] = 128,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, one thread each.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each way is taken, in turns.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Load a gallery into new workers: from PostgreSQL, through an empty Redis, from a full one. From a checkout."""
     from sealface_bench import cold as benchmark
 
     with progress.status("starting") as status:
-        found = benchmark.measure(templates=templates, dimension=dim, workers=workers, tell=status.update)
+        found = benchmark.measure(
+            templates=templates, dimension=dim, workers=workers, rounds=rounds, tell=status.update
+        )
     if as_json:
         print_json(found)
         return
