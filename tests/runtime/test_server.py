@@ -9,6 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from sealface.runtime.channels import KEEPALIVE
 from sealface.runtime.server import AddressUnavailable, Server, ServerConfig, announce, run
 from tests.conftest import Suite
 from tests.runtime.conftest import SERVICE
@@ -47,6 +48,27 @@ async def test_health_says_so_when_the_server_stops(running, name):
     assert (await asyncio.wait_for(watch.read(), 2)).status == NOT_SERVING
     watch.cancel()
     await stopping
+
+
+async def test_who_waits_long_for_an_answer_is_not_hung_up_on_for_looking_whether_the_server_lives():
+    """A few pings without data are too many for a server as gRPC makes it."""
+    released = asyncio.Event()
+
+    async def slow(request, context):
+        await released.wait()
+        return b"finished"
+
+    server = Server(ServerConfig(), [SERVICE])
+    handlers = {"Slow": grpc.unary_unary_rpc_method_handler(slow)}
+    server.grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    often = tuple((dict(KEEPALIVE) | {"grpc.keepalive_time_ms": 1100}).items())
+    async with grpc.aio.insecure_channel(await server.start(), options=often) as channel:
+        under_way = asyncio.ensure_future(channel.unary_unary(f"/{SERVICE}/Slow")(b""))
+        done, _ = await asyncio.wait({under_way}, timeout=8)
+        assert not done
+        released.set()
+        assert await under_way == b"finished"
+    await server.stop()
 
 
 async def test_stopping_finishes_calls_under_way_and_takes_no_new_ones(running):

@@ -82,7 +82,7 @@ class Server:
                 ("grpc.max_receive_message_length", config.message_limit),
                 ("grpc.max_send_message_length", config.message_limit),
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # channels.KEEPALIVE
+                ("grpc.http2.min_ping_interval_without_data_ms", 1000),  # channels.KEEPALIVE
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
