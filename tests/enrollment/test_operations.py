@@ -18,7 +18,8 @@ from sealface.enrollment.operations import (
     State,
 )
 from sealface.enrollment.record import Record, SubjectNotFound
-from sealface.storage.galleries import Galleries, GalleryNotFound, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import Galleries, GalleryNotFound
 from sealface_client import ServiceError
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 from sealface_protos.enrollment.v1 import gallery_pb2, operation_pb2

@@ -19,7 +19,8 @@ from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
 from sealface.enrollment.sealer import Sealer
 from sealface.errors import SealfaceError
-from sealface.storage.galleries import Galleries, GalleryNotFound, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import Galleries, GalleryNotFound
 from tests.conftest import POLICY, both_schemes, dump, execute, person, select
 from tests.plain import Plain
 from tests.storage.conftest import new_gallery, open_quickly

@@ -11,7 +11,8 @@ import pytest
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.record import Record
 from sealface.matching.shard import GalleryChanging, Shard
-from sealface.storage.galleries import Galleries, GalleryNotFound, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import Galleries, GalleryNotFound
 from sealface.workers.store import Store
 from sealface.workers.task import BlockGone
 from tests.conftest import Vector, both_schemes, execute, person, select

@@ -5,7 +5,8 @@ import pytest
 
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.rows import RequestIdReused, TooManyTemplates
-from sealface.storage.galleries import BlockInfo, GalleryNotFound, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import BlockInfo, GalleryNotFound
 from tests.storage.conftest import dump, execute, new_gallery
 
 KEY = "keys/door/versions/1"

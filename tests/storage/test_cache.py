@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from sealface.storage import entries as entries_module
 from sealface.storage.cache import Cache
 from sealface.storage.database import RecordUnavailable
+from sealface.storage.digests import TemplateDamaged
 from sealface.storage.entries import CacheUnavailable, Entries
-from sealface.storage.galleries import Galleries, TemplateDamaged
+from sealface.storage.galleries import Galleries
 from sealface.storage.redis_address import RedisAddress
 from tests.conftest import execute
 from tests.storage import redis_servers

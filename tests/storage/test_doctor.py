@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sealface.enrollment.repair import repair
 from sealface.storage import record as tables
 from sealface.storage.database import forget
+from sealface.storage.digests import TemplateDamaged, sha256
 from sealface.storage.doctor import examine
 from sealface.storage.findings import Damage, Finding, Severity
-from sealface.storage.galleries import GalleryNotFound, TemplateDamaged, sha256
+from sealface.storage.galleries import GalleryNotFound
 from tests.storage import sound
 from tests.storage.conftest import dump, execute
 

@@ -3,8 +3,8 @@ import threading
 import numpy as np
 import pytest
 
+from sealface.storage.digests import TemplateDamaged
 from sealface.storage.evaluators import Evaluators, WrongKeyVersion, WrongParameterSet, check_encryption
-from sealface.storage.galleries import TemplateDamaged
 from tests.conftest import person
 from tests.plain import Plain
 from tests.storage.conftest import execute, new_gallery

@@ -5,7 +5,8 @@ import pytest
 
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import GalleryExists
-from sealface.storage.galleries import Change, Galleries, GalleryNotFound, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import Change, Galleries, GalleryNotFound
 from tests.storage.conftest import dump, execute, new_gallery
 
 KEY = "keys/door/versions/1"

@@ -38,7 +38,8 @@ from sealface.enrollment.rows import (
 from sealface.errors import AlreadyExists, NotFound
 from sealface.storage import record as tables
 from sealface.storage.database import forget, reading
-from sealface.storage.galleries import MOST_TEMPLATES, Gallery, sha256
+from sealface.storage.digests import sha256
+from sealface.storage.galleries import MOST_TEMPLATES, Gallery
 
 _LAST_SLOT = 2**32 - 1
 

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sealface.errors import InvalidInput, LimitExceeded
 from sealface.storage import record as tables
 from sealface.storage.database import in_utc
-from sealface.storage.galleries import MOST_TEMPLATES, GalleryNotFound, block_digest, subject_digest
+from sealface.storage.digests import block_digest, subject_digest
+from sealface.storage.galleries import MOST_TEMPLATES, GalleryNotFound
 
 SLOTS_A_STATEMENT = 500
 _OF_GALLERY = (

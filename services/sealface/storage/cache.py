@@ -15,8 +15,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from sealface.storage.digests import Fingerprint
 from sealface.storage.entries import PREFIX, CacheUnavailable, Entries
-from sealface.storage.galleries import Fingerprint, Fingerprints, Galleries, Head
+from sealface.storage.galleries import Fingerprints, Galleries, Head
 from sealface.storage.redis_address import RedisAddress
 
 _log = structlog.get_logger("sealface.cache")

@@ -21,8 +21,9 @@ from sealface.errors import InvalidInput
 from sealface.protocol import names
 from sealface.storage import record
 from sealface.storage.contents import TABLES, Row, misfits
+from sealface.storage.digests import block_digest, sha256, subject_digest
 from sealface.storage.findings import Damage, Finding
-from sealface.storage.galleries import MOST_TEMPLATES, block_digest, sha256, subject_digest
+from sealface.storage.galleries import MOST_TEMPLATES
 from sealface.storage.residents import Residents
 from sealface_protos.enrollment.v1 import gallery_pb2
 

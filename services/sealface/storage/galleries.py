@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,8 +13,9 @@ from numpy.typing import NDArray
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.errors import DataCorrupted, NotFound
+from sealface.errors import NotFound
 from sealface.storage.database import in_utc, reading
+from sealface.storage.digests import Fingerprint, block_digest, checked, sha256, slots_of
 from sealface.storage.record import blocks, evaluation_keys, galleries, templates, tombstones
 
 MOST_TEMPLATES = 16
@@ -25,10 +24,6 @@ MOST_TEMPLATES = 16
 
 class GalleryNotFound(NotFound):
     """No gallery of that name."""
-
-
-class TemplateDamaged(DataCorrupted):
-    """A stored template does not match its digest."""
 
 
 @dataclass(frozen=True)
@@ -127,32 +122,6 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """What tells a stored ciphertext from any other bytes.
-
-    Attributes:
-        size: bytes it has.
-        digest: SHA-256 of `bound` and the ciphertext.
-        bound: of a block its shape and slots, see `block_digest`; of a template nothing.
-    """
-
-    size: int
-    digest: bytes
-    bound: bytes = b""
-
-    def fits(self, data: bytes) -> bool:
-        """Whether these bytes are that ciphertext."""
-        digest = hashlib.sha256(self.bound)
-        digest.update(data)
-        return digest.digest() == self.digest
-
-    @property
-    def slots(self) -> NDArray[np.uint32]:
-        """Of a block: slots by position."""
-        return np.frombuffer(self.bound, "<u4", offset=_SHAPE.size).astype(np.uint32)
-
-
-@dataclass(frozen=True)
 class Fingerprints:
     """Fingerprints of some of a gallery's ciphertexts, at one moment.
 
@@ -167,7 +136,6 @@ class Fingerprints:
     blocks: dict[int, Fingerprint]
 
 
-_SHAPE = struct.Struct("<II")
 _HEAD = (
     galleries.c.id,
     galleries.c.key_version,
@@ -241,7 +209,7 @@ class Galleries:
             row = transaction.execute(query).one_or_none()
         if row is None:
             raise _not_found()
-        return _checked(row.public_key, sha256(row.public_key), row.public_key_digest)
+        return checked(row.public_key, sha256(row.public_key), row.public_key_digest)
 
     def epochs(self, gallery_id: str) -> tuple[int, int]:
         """First and last epoch of a gallery: the cheapest look at whether anything changed."""
@@ -283,7 +251,7 @@ class Galleries:
             Head(*head),
             {slot: Fingerprint(size, bytes(digest)) for slot, size, digest in found},
             {
-                number: Fingerprint(size, bytes(digest), _bound(columns, bytes(placed)))
+                number: Fingerprint.of_block(size, bytes(digest), columns, bytes(placed))
                 for number, size, digest, columns, placed in of_blocks
             },
         )
@@ -347,8 +315,8 @@ class Galleries:
             row = transaction.execute(query).one_or_none()
         if row is None:
             return None
-        data = _checked(row.ciphertext, block_digest(row.columns, row.slots, row.ciphertext), row.digest)
-        return _slots(row.slots), data
+        data = checked(row.ciphertext, block_digest(row.columns, row.slots, row.ciphertext), row.digest)
+        return slots_of(row.slots), data
 
     def block_slots(self, gallery_id: str, number: int) -> NDArray[np.uint32] | None:
         """Slots by position of a sealed block; None if it is not there any more.
@@ -358,21 +326,21 @@ class Galleries:
         query = sa.select(blocks.c.slots).where(blocks.c.gallery == gallery_id, blocks.c.number == number)
         with self._engine.begin() as transaction:
             found = transaction.execute(query).scalar_one_or_none()
-        return None if found is None else _slots(found)
+        return None if found is None else slots_of(found)
 
     def blocks(self, gallery_id: str) -> list[BlockInfo]:
         """A gallery's sealed blocks, by number."""
         query = sa.select(blocks.c.number, blocks.c["columns"], blocks.c.imported, blocks.c.erased, blocks.c.slots)
         with self._engine.begin() as transaction:
             rows = transaction.execute(query.where(blocks.c.gallery == gallery_id).order_by(blocks.c.number)).all()
-        return [BlockInfo(*row[:-1], live=int(np.count_nonzero(_slots(row.slots))) - row.erased) for row in rows]
+        return [BlockInfo(*row[:-1], live=int(np.count_nonzero(slots_of(row.slots))) - row.erased) for row in rows]
 
     def blocks_of(self, gallery_id: str, slots: Collection[int]) -> list[BlockInfo]:
         """The sealed blocks in which some slots lie, live or erased."""
         wanted = np.fromiter(slots, np.uint32)
         query = sa.select(blocks.c.number, blocks.c.slots).where(blocks.c.gallery == gallery_id)
         with self._engine.begin() as transaction:
-            found = {row.number for row in transaction.execute(query) if np.isin(wanted, _slots(row.slots)).any()}
+            found = {row.number for row in transaction.execute(query) if np.isin(wanted, slots_of(row.slots)).any()}
         return [block for block in self.blocks(gallery_id) if block.number in found]
 
     def gone_blocks(self, gallery_id: str) -> set[int]:
@@ -428,7 +396,7 @@ class Galleries:
         query = sa.select(table.c.galois_element, table.c.material, table.c.digest).where(table.c.gallery == gallery_id)
         with self._engine.begin() as transaction:
             rows = transaction.execute(query).all()
-        return {row.galois_element: _checked(row.material, sha256(row.material), row.digest) for row in rows}
+        return {row.galois_element: checked(row.material, sha256(row.material), row.digest) for row in rows}
 
     def ciphertexts(self, gallery_id: str, slots: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Slot and ciphertext of those of the slots that have one of their own, each checked against its digest.
@@ -448,7 +416,7 @@ class Galleries:
                 )
                 rows = transaction.execute(query.where(*where)).all()
             for row in rows:
-                yield row.slot, _checked(row.ciphertext, sha256(row.ciphertext), row.digest)
+                yield row.slot, checked(row.ciphertext, sha256(row.ciphertext), row.digest)
 
     def subject(self, gallery_id: str, subject: str) -> list[tuple[int, datetime]]:
         """Slot and time of a subject's templates, by slot; empty for an unknown subject."""
@@ -468,34 +436,3 @@ class Galleries:
 
 def _not_found() -> GalleryNotFound:
     return GalleryNotFound("no such gallery: create it, or list the galleries there are")
-
-
-def _slots(stored: bytes) -> NDArray[np.uint32]:
-    return np.frombuffer(stored, "<u4").astype(np.uint32)
-
-
-def sha256(data: bytes) -> bytes:
-    """The digest of a stored ciphertext."""
-    return hashlib.sha256(data).digest()
-
-
-def block_digest(columns: int, slots: bytes, ciphertext: bytes) -> bytes:
-    """The digest of a sealed block: its shape and who lies where are as much part of it as the ciphertext."""
-    digest = hashlib.sha256(_bound(columns, slots))
-    digest.update(ciphertext)
-    return digest.digest()
-
-
-def _bound(columns: int, slots: bytes) -> bytes:
-    return _SHAPE.pack(columns, len(slots)) + slots
-
-
-def subject_digest(gallery_id: str, subject: str) -> bytes:
-    """What stands for a subject where its id must not outlive it."""
-    return hashlib.sha256(f"{gallery_id}/{subject}".encode()).digest()
-
-
-def _checked(data: bytes, digest: bytes, stored: bytes) -> bytes:
-    if digest != stored:
-        raise TemplateDamaged("a stored ciphertext is damaged: restore the record from a backup")
-    return bytes(data)

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from sealface.storage.cache import block_name, space_of, template_name
+from sealface.storage.digests import Fingerprint
 from sealface.storage.entries import BOOKS, PREFIX, Entries
-from sealface.storage.galleries import Fingerprint, Galleries, Head
+from sealface.storage.galleries import Galleries, Head
 
 _BATCH = 256
 _NAME = re.compile(r"([tb])([1-9][0-9]{0,18})")

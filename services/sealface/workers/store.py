@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from sealface.cipher.evaluator import block_memory
 from sealface.cipher.scheme import Evaluator
 from sealface.errors import LimitExceeded
-from sealface.storage.galleries import Gallery, TemplateDamaged
+from sealface.storage.digests import TemplateDamaged
+from sealface.storage.galleries import Gallery
 from sealface.workers.scan import Loaded
 from sealface.workers.task import BlockGone, Part, slots_digest
 
