@@ -1,5 +1,6 @@
 """Every method of the services answers rightly once; a method added to the contract fails here until it does."""
 
+import grpc
 import pytest
 
 from sealface.cipher.parameters import N4096
@@ -136,6 +137,11 @@ async def test_every_method_of_the_contract_answers(suite, client):
     assert (await call("CancelOperation", long.CancelOperation(ended))).state == o.OPERATION_STATE_CANCELLED
     checked = matching.CheckErasureRequest(gallery="galleries/door", slots=[2])
     assert (await call("CheckErasure", searches.CheckErasure(checked))).workers == 1
+
+    renewal = records.RenewBlocks(iter([e.RenewBlocksRequest(gallery="galleries/door")]))
+    with pytest.raises(grpc.aio.AioRpcError, match="by itself"):  # the key is managed
+        await stream(renewal)
+    answered["RenewBlocks"] = None
 
     erased = await call("EraseSubject", records.EraseSubject(e.EraseSubjectRequest(name=ann)))
     assert erased.templates == 1

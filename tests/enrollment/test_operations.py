@@ -3,6 +3,7 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import grpc
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from sealface.enrollment.operations import (
     State,
 )
 from sealface.enrollment.record import Record, SubjectNotFound
+from sealface.errors import SealfaceError
 from sealface.storage.digests import TemplateDamaged
 from sealface.storage.galleries import Galleries, GalleryNotFound
 from sealface_client import ServiceError
@@ -247,11 +249,95 @@ async def test_an_erasure_from_an_imported_block_waits_for_the_key_service(suite
     assert ended.erased.complete
 
 
-async def test_what_only_the_client_could_renew_is_said_to_be_left(suite, safe):
-    assert len([block async for block in safe.import_many((f"i{n}", person(n)) for n in range(9))]) == 1
-    proof = await safe.erase_with_proof("i4")
-    assert not proof.complete
-    assert {check.place for check in proof.checks if check.found} == {"blocks", "memory of 1 workers"}
+# --- blocks that the client renews
+
+
+async def imported(gallery, count):
+    assert len([block async for block in gallery.import_many((f"i{n}", person(n)) for n in range(count))]) == 1
+
+
+@both_schemes
+async def test_the_client_that_holds_the_key_renews_its_blocks(suite, safe):
+    await imported(safe, 9)
+    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM blocks")
+    proof = await safe.erase_with_proof("i4", person(4))
+    assert proof.complete
+    ((new, slots),) = select(suite.compute / "record.db", "SELECT ciphertext, slots FROM blocks")
+    assert new != old
+    assert np.frombuffer(slots, "<u4")[:9].tolist() == [1, 2, 3, 4, 0, 6, 7, 8, 9]
+    for number in (0, 3, 5, 8):
+        assert [one.subject for one in (await safe.identify(person(number))).candidates] == [f"i{number}"]
+        assert (await safe.verify(f"i{number}", person(number))).match
+    assert (await safe.identify(person(4))).candidates == ()
+    assert await safe.renew_blocks() == 0
+
+
+async def test_an_erasure_waits_for_the_client_that_holds_the_key(suite, safe):
+    await imported(safe, 9)
+    begun = await safe.operations.begin_erasure("i4")
+    await asyncio.sleep(1)
+    assert (await safe.operations.get(begun.name.rpartition("/")[2])).state == RUNNING
+    await safe.erase("i5")
+    assert await safe.renew_blocks() == 1  # both at once
+    ended = await asyncio.wait_for(safe.operations.wait(begun), 30)
+    assert ended.erased.complete
+
+
+async def test_a_client_without_the_key_renews_nothing(suite, safe):
+    await imported(safe, 3)
+    await safe.erase("i1")
+    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks")
+    for secret in (suite.folder / "edge").glob("*.secret"):
+        secret.unlink()
+    other = await suite.client().gallery("safe")
+    with pytest.raises(SealfaceError, match="secret key"):
+        await other.renew_blocks()
+    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks") == before
+
+
+async def test_a_block_of_a_managed_gallery_is_not_the_clients_to_renew(client, door):
+    call = client.enrollment.RenewBlocks(iter([messages.RenewBlocksRequest(gallery="galleries/door")]))
+    with refused("FAILED_PRECONDITION", "RENEWED_BY_ITSELF"):
+        assert [message async for message in call]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "reason"),
+    [
+        (None, "UNAVAILABLE", "KEY_HOLDER_GONE"),
+        (lambda size: bytes(size + 1), "INVALID_ARGUMENT", "WRONG_ANSWER"),
+        (lambda size: bytes(size), "INVALID_ARGUMENT", "MALFORMED_CIPHERTEXT"),
+    ],
+    ids=["ends the call", "too long", "no block"],
+)
+async def test_what_comes_back_wrong_is_not_stored(suite, client, safe, answer, code, reason):
+    await imported(safe, 3)
+    await safe.erase("i1")
+    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks")
+    call = client.enrollment.RenewBlocks()
+    await call.write(messages.RenewBlocksRequest(gallery="galleries/safe"))
+    header = (await call.read()).header
+    assert header.key_version == safe.info.key_version
+    assert np.unpackbits(np.frombuffer(header.cleared, np.uint8), bitorder="little")[:4].tolist() == [0, 1, 0, 0]
+    with refused(code, reason):
+        if answer is not None:
+            data = answer(header.size)
+            for at in range(0, len(data), 1 << 20):
+                await call.write(messages.RenewBlocksRequest(data=data[at : at + (1 << 20)]))
+        await call.done_writing()
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks") == before
+    assert await safe.renew_blocks() == 1  # and then rightly
+
+
+async def test_what_is_asked_wrongly_is_refused(client, safe):
+    for first in ([], [messages.RenewBlocksRequest(data=b"x")]):
+        with refused("INVALID_ARGUMENT", "MISSING_FIELD"):
+            assert [message async for message in client.enrollment.RenewBlocks(iter(first))]
+    with refused("NOT_FOUND", "GALLERY_NOT_FOUND"):
+        first = messages.RenewBlocksRequest(gallery="galleries/none")
+        assert [message async for message in client.enrollment.RenewBlocks(iter([first]))]
 
 
 @both_schemes

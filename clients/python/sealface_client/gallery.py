@@ -29,6 +29,7 @@ from sealface_client.faces import Face, pipeline_of
 from sealface_client.held_keys import LocalJudge
 from sealface_client.operations import AsyncOperations
 from sealface_client.outgoing import Outgoing
+from sealface_client.renewal import renew_blocks
 from sealface_client.results import Check, Enrolled, Erasure, Identification, Imported, Named, Verification
 from sealface_client.searches import Search
 from sealface_client.slots import SlotTable
@@ -149,8 +150,8 @@ class AsyncGallery:
         """Import embeddings as whole sealed blocks, much faster than one by one; yields after each block.
 
         For the trusted side that holds the embeddings. An imported template that is erased is masked at once, and
-        physically gone when the key service has renewed its block, soon after; of a client-held key, when all of its
-        block are erased. A call that failed may be repeated from the first subject that was not yielded.
+        physically gone when the key service has renewed its block, soon after; of a client-held key, after
+        `renew_blocks`. A call that failed may be repeated from the first subject that was not yielded.
 
         Args:
             faces: subject and embedding (d,), taken a block at a time.
@@ -362,7 +363,10 @@ class AsyncGallery:
             ServiceError, SealfaceError: what is wrong; the subject may be erased all the same.
         """
         embedding = None if face is None else await self.embed(face)
-        ended = await self.operations.wait(await self.operations.begin_erasure(subject))
+        begun = await self.operations.begin_erasure(subject)
+        if not self.managed:
+            await self.renew_blocks()
+        ended = await self.operations.wait(begun)
         proof = ended.erased
         request = matching.CheckErasureRequest(gallery=self.info.name, slots=proof.slots)
         with translated("matching"):
@@ -374,6 +378,19 @@ class AsyncGallery:
             found = await self.identify(embedding)
             checks.append(Check("search", 1, sum(named.subject == subject for named in found.candidates)))
         return Erasure(ended.name.rpartition("/")[2], len(proof.slots), tuple(checks))
+
+    async def renew_blocks(self) -> int:
+        """Have erased templates out of the blocks they were imported with; returns how many blocks were renewed.
+
+        For the holder of the key; the key service does it by itself where it holds the key.
+
+        Raises:
+            SecretKeyMissing: the key is not held here.
+            ServiceError: what is wrong; it may be repeated.
+        """
+        opener = self._local_judge().opener
+        stub = self._client.enrollment
+        return await renew_blocks(stub, self.info.name, self.info.key_version, self.layout, opener)
 
     async def keep_for(self, retention: timedelta | None) -> None:
         """Set how long templates are kept after they were enrolled; None until they are erased."""

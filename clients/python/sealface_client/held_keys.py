@@ -80,7 +80,7 @@ class LocalJudge:
     """
 
     def __init__(self, scheme: Scheme, layout: Layout, secret: bytes, policy: Policy) -> None:
-        self._opener: Opener = scheme.opener(layout, secret)
+        self.opener: Opener = scheme.opener(layout, secret)
         self._layout = layout
         self._policy = policy
 
@@ -92,7 +92,7 @@ class LocalJudge:
         """
         try:
             received = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in results]
-            slots, found = open_results(self._opener, self._layout, received)
+            slots, found = open_results(self.opener, self._layout, received)
         except (ScoresNotGenuine, ScoresMisplaced) as error:
             raise DecisionNotGenuine(error.message) from None
         if not decision.each_once(slots):

@@ -220,6 +220,10 @@ class Gallery:
         """See `AsyncGallery.erase_with_proof`."""
         return self._loop.run(self._gallery.erase_with_proof(subject, face))
 
+    def renew_blocks(self) -> int:
+        """See `AsyncGallery.renew_blocks`."""
+        return self._loop.run(self._gallery.renew_blocks())
+
     def keep_for(self, retention: timedelta | None) -> None:
         """See `AsyncGallery.keep_for`."""
         self._loop.run(self._gallery.keep_for(retention))

@@ -174,4 +174,6 @@ def _show_erasure(subject: str, erasure: Erasure) -> None:
     if erasure.complete:
         console.print("[green]nothing of it is left[/]")
     else:
-        console.print("[yellow]something of it is left[/], masked in every result: docs/adr/0011 says when it goes")
+        console.print(
+            "[yellow]something of it is left[/], masked in every result: erase again, or see the services' logs"
+        )

@@ -150,7 +150,7 @@ def import_(
     """Encrypt embeddings here as whole sealed blocks, and import them: much faster than enrolling one by one.
 
     An imported template that is erased is masked at once, and physically gone when the key service has renewed its
-    block, soon after; of a client-held key, when all of its block are erased.
+    block, soon after; of a client-held key, with `erase --proof` or `gallery compact`.
     """
     names, vectors = read_arrays(embeddings)
     with Client.connect(state) as client:
@@ -193,7 +193,10 @@ def retain(
 def compact(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
     """Seal all open templates, and make blocks with erased ones again; returns when that is done."""
     with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
-        operations = client.gallery(gallery).operations
+        opened = client.gallery(gallery)
+        operations = opened.operations
+        if opened.info.custody == key_pb2.CUSTODY_CLIENT_HELD:
+            opened.renew_blocks()
         task = bar.add_task("making blocks", total=None)
         for operation in operations.follow(operations.begin_compaction()):
             bar.update(task, completed=operation.done)

@@ -8,6 +8,7 @@ housekeeper         what goes on in the background
 sealer, erasure     sealed blocks, made and made again; erasures, seen through
 invalidation        what is erased leaves Redis
 key_source          public material from the key service, and its part in renewing blocks
+renewals, exchange  blocks renewed by the client that holds the key
 servicer            gRPC to the above; conversion between both (operation_servicer: operations)
 server              the process
 """

@@ -52,6 +52,8 @@ class Eraser:
     def run(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
         """Go on with an erasure; whether it is done now. Otherwise something is waited for: try again later.
 
+        That is the key service, a long reader of the database, Redis, or the client that holds the key.
+
         Raises:
             LeaseLost: another process goes on with it.
         """
@@ -61,7 +63,7 @@ class Eraser:
             self._operations.progress(operation, lease, total - len(left), total)
             if not self._sealer.step(gallery, lease, pause):
                 break
-        if any(self._sealer.can_clear(gallery, block) for block in left) or not self._record.forget(again=True):
+        if left or not self._record.forget(again=True):
             return False
         try:
             cached = self._cached(gallery, slots)
@@ -69,11 +71,11 @@ class Eraser:
             return False
         checks = [
             Check("templates", self._galleries.count(gallery.id), len(self._galleries.homes(gallery.id, slots))),
-            Check("blocks", len(self._galleries.blocks(gallery.id)), len(left)),
+            Check("blocks", len(self._galleries.blocks(gallery.id)), len(self._galleries.blocks_of(gallery.id, slots))),
             Check("log", 1, 0),  # emptied just now, or vacuumed
             *cached,
         ]
-        return self._operations.finish(operation, lease, total - len(left), checks=[asdict(check) for check in checks])
+        return self._operations.finish(operation, lease, total, checks=[asdict(check) for check in checks])
 
     def _cached(self, gallery: Gallery, slots: list[int]) -> list[Check]:
         if self._sweep is None:

@@ -104,9 +104,10 @@ class Housekeeper:
             if lease is None:
                 return False
             try:
-                return self._work(gallery, lease, partial(self._pause, lease))
+                self._work(gallery, lease, partial(self._pause, lease))
             finally:
                 self._leases.release(lease)
+            return True
         except LeaseLost:
             return False
         except SealfaceError as error:  # a damaged template, or deleted meanwhile; the others go on
@@ -122,22 +123,21 @@ class Housekeeper:
         waiting = self._operations.waiting(gallery.id)
         return bool(waiting) or self._expired(gallery) > 0 or self._sealer.due(gallery)
 
-    def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
+    def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
         waiting = self._operations.waiting(gallery.id)
         expired = self._expired(gallery)
         if expired and not any(operation.kind is Kind.EXPIRY for operation in waiting):
             waiting.append(self._operations.begin(gallery.id, f"expiry-{uuid.uuid4().hex}", Kind.EXPIRY, expired))
-        done = [self._carry_out(operation, gallery, lease, pause) for operation in waiting]
+        for operation in waiting:
+            self._carry_out(operation, gallery, lease, pause)
         while self._sealer.step(gallery, lease, pause):
             pass
-        return all(done)
 
-    def _carry_out(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
-        """Go on with an operation; whether it has ended."""
+    def _carry_out(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
         try:
-            if operation.kind is Kind.ERASURE:
-                return self._eraser.run(operation, gallery, lease, pause)
-            if operation.kind is Kind.EXPIRY:
+            if operation.kind is Kind.ERASURE:  # what it waits for may take long: it is asked again at the next look
+                self._eraser.run(operation, gallery, lease, pause)
+            elif operation.kind is Kind.EXPIRY:
                 self._expire(operation, gallery, lease, pause)
             else:
                 self._compact(operation, gallery, lease, pause)
@@ -146,7 +146,6 @@ class Housekeeper:
         except SealfaceError as error:
             _log.error("operation failed", operation=operation.id, reason=error.reason)
             self._operations.fail(operation, lease, error)
-        return True
 
     def _compact(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
         done = operation.done

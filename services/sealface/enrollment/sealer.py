@@ -3,8 +3,7 @@
 One block at a time is made beside the serving path and committed in one transaction, so a process that dies in between
 has lost the work on one block and nothing else. An erased template is masked in results at once; it is physically gone
 when its block was made again. Blocks that were imported whole hold templates without ciphertexts of their own: the key
-service renews them, blinded, without what is erased (docs/adr/0011). Where it does not hold the key they are dropped
-when all of their templates are erased.
+service renews them, blinded, without what is erased (docs/adr/0011), or the client where that holds the key.
 """
 
 from __future__ import annotations
@@ -64,9 +63,14 @@ class Sealer:
         """Whether there is a block to make, renew or drop."""
         return self._plan(gallery, whole=False) is not None
 
-    def can_clear(self, gallery: Gallery, block: BlockInfo) -> bool:
-        """Whether what is erased leaves a block before all of it is; not if only the client could renew it."""
-        return gallery.managed or not block.imported
+    def renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], ask: Renew) -> bool:
+        """Renew one imported block with the client's part; returns whether there was one to renew.
+
+        Raises:
+            LeaseLost, TemplateDamaged, MalformedCiphertext, GalleryNotFound: see there.
+        """
+        worst = _worst([block for block in self._galleries.blocks(gallery.id) if block.imported and block.live])
+        return worst is not None and self._renew(gallery, lease, pause, worst, ask)
 
     def step(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], whole: bool = False) -> bool:
         """Make, renew or drop one block of a gallery, if there is one; returns whether there was.
@@ -92,7 +96,7 @@ class Sealer:
             self._record.drop_block(gallery, lease, block.number)
             return True
         try:
-            return self._renew(gallery, lease, pause, block)
+            return self._renew(gallery, lease, pause, block, self._ask)
         except LeaseLost:
             raise
         except SealfaceError as error:  # the key service is away, or refuses: nothing is lost, all else goes on
@@ -120,8 +124,8 @@ class Sealer:
 
     def _to_renew(self, gallery: Gallery, blocks: list[BlockInfo]) -> _Plan | None:
         """The imported block with most erased; what is erased meanwhile is taken together the next time."""
-        worst = max((block for block in blocks if block.imported), key=lambda block: block.erased, default=None)
-        if not gallery.managed or worst is None or not worst.erased:
+        worst = _worst([block for block in blocks if block.imported])
+        if not gallery.managed or worst is None:
             return None
         if time.monotonic() < self._not_before.get(gallery.id, 0.0):
             return None
@@ -147,7 +151,7 @@ class Sealer:
         _log.info("sealed", templates=len(templates), columns=shape.columns, replaced=len(replaced), stored=stored)
         return stored
 
-    def _renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], block: BlockInfo) -> bool:
+    def _renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], block: BlockInfo, ask: Renew) -> bool:
         found, held = self._galleries.block(gallery.id, block.number), self._galleries.sealed(gallery.id, block.number)
         if found is None or not held:  # replaced, or all erased, since it was listed: look again
             return True
@@ -156,12 +160,18 @@ class Sealer:
         cleared = (slots > 0) & ~live
         shape, evaluator = gallery.layout.shape(block.columns), self._evaluators.of(gallery)
         blinded, blinding = evaluator.blind(shape, ciphertext)
-        answer = _awaited(self._ask(gallery.key_version, block.columns, cleared, blinded), pause)
+        answer = _awaited(ask(gallery.key_version, block.columns, cleared, blinded), pause)
         renewed = evaluator.unblind(shape, answer, blinding, cleared)
         placed = np.where(live, slots, 0)
         stored = self._record.seal(gallery, lease, block.columns, placed, renewed, [block.number], imported=True)
         _log.info("renewed", templates=int(live.sum()), cleared=int(cleared.sum()), stored=stored)
         return stored
+
+
+def _worst(blocks: list[BlockInfo]) -> BlockInfo | None:
+    """The one with most erased, if any has."""
+    worst = max(blocks, key=lambda block: block.erased, default=None)
+    return worst if worst is not None and worst.erased else None
 
 
 def _awaited(answer: Future[bytes], pause: Callable[[], None]) -> bytes:
@@ -176,8 +186,8 @@ def _awaited(answer: Future[bytes], pause: Callable[[], None]) -> bytes:
 def _to_replace(blocks: list[BlockInfo], shape: Shape) -> list[BlockInfo]:
     """Blocks to make again as one: the one with most erased, or smaller ones that together fill one of this shape."""
     own = [block for block in blocks if not block.imported]
-    worst = max(own, key=lambda block: block.erased, default=None)
-    if worst is not None and worst.erased:
+    worst = _worst(own)
+    if worst is not None:
         return [worst]
     chosen: list[BlockInfo] = []
     for block in own:

@@ -20,6 +20,7 @@ from sealface.enrollment.leases import Leases
 from sealface.enrollment.operation_servicer import OperationServicer
 from sealface.enrollment.operations import Operations
 from sealface.enrollment.record import Record
+from sealface.enrollment.renewals import Renewals
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.runtime.channels import connect
@@ -70,11 +71,14 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
 
     operations = Operations(engine)
     sealer = Sealer(galleries, record, scheme, renew)
+    renewals = Renewals(galleries, sealer, lambda: Leases(engine))
     entries = None if config.cache is None else Entries(config.cache.address, config.cache.limit)
     sweep = None if entries is None else Sweep(galleries, entries)
     eraser = Eraser(galleries, record, operations, sealer, sweep)
     housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer, eraser)
-    servicer = EnrollmentServicer(galleries, record, Enroller(galleries, record, scheme), keys, housekeeper.wake)
+    servicer = EnrollmentServicer(
+        galleries, record, Enroller(galleries, record, scheme), keys, renewals, housekeeper.wake
+    )
     background: list[Background] = [housekeeper]
     if entries is not None:
         background.append(Invalidation(galleries, entries))

@@ -10,8 +10,10 @@ import grpc
 from google.protobuf import duration_pb2
 
 from sealface.enrollment.enroller import Enroller, NewBlock, NewTemplate
+from sealface.enrollment.exchange import BlockExchange
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.record import NewGallery, Record, SubjectNotFound
+from sealface.enrollment.renewals import Renewals
 from sealface.errors import InvalidInput, SealfaceError
 from sealface.protocol import convert, names
 from sealface.runtime.status import to_status
@@ -49,12 +51,19 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
     """See `EnrollmentService` in the contract."""
 
     def __init__(
-        self, galleries: Galleries, record: Record, enroller: Enroller, keys: KeySource, changed: Callable[[], None]
+        self,
+        galleries: Galleries,
+        record: Record,
+        enroller: Enroller,
+        keys: KeySource,
+        renewals: Renewals,
+        changed: Callable[[], None],
     ) -> None:
         self._galleries = galleries
         self._record = record
         self._enroller = enroller
         self._keys = keys
+        self._renewals = renewals
         self._changed = changed
 
     async def CreateGallery(self, request: messages.CreateGalleryRequest, context: Context) -> gallery_pb2.Gallery:
@@ -169,6 +178,28 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
         imported = await asyncio.to_thread(self._enroller.import_block, block, bytes(data))
         self._changed()
         return messages.ImportBlockResponse(first_slot=imported.slot, layout_epoch=imported.epoch)
+
+    async def RenewBlocks(
+        self, request_iterator: AsyncIterator[messages.RenewBlocksRequest], context: Context
+    ) -> AsyncIterator[messages.RenewBlocksResponse]:
+        """See the contract."""
+        requests = aiter(request_iterator)
+        first = await anext(requests, None)
+        if first is None or not first.gallery:
+            raise convert.missing("gallery")
+        gallery_id = names.id_of(first.gallery, "galleries")
+        exchange = BlockExchange(requests)
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self._renewals.run, gallery_id, exchange.ask, lambda: exchange.ended)
+        )
+        work.add_done_callback(exchange.end)
+        try:
+            async for message in exchange.messages():
+                yield message
+            await work
+        finally:
+            exchange.end()
+            self._changed()  # an erasure may wait for it
 
     async def GetSubject(self, request: messages.GetSubjectRequest, context: Context) -> gallery_pb2.Subject:
         """See the contract."""
