@@ -73,7 +73,7 @@ class AsyncGallery:
         self._slots = SlotTable(gallery.name, client.enrollment)
         self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
         self._judge: LocalJudge | None = None
-        self.operations = AsyncOperations(client, gallery.name)
+        self.operations = AsyncOperations(client.operations, gallery.name, client.timeout_s)
 
     @property
     def id(self) -> str:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from sealface.protocol import names
 from sealface_client.errors import ServiceError, from_status, translated
-from sealface_protos.enrollment.v1 import operation_pb2
-
-if TYPE_CHECKING:
-    from sealface_client.aio import AsyncClient
+from sealface_protos.enrollment.v1 import operation_pb2, operation_pb2_grpc
 
 Operation = operation_pb2.Operation
 
@@ -24,13 +20,15 @@ class AsyncOperations:
     """The operations of one gallery; `AsyncGallery.operations`.
 
     Args:
-        client: the client.
+        stub: the service.
         gallery: resource name of the gallery.
+        timeout_s: deadline of each call.
     """
 
-    def __init__(self, client: AsyncClient, gallery: str) -> None:
-        self._client = client
+    def __init__(self, stub: operation_pb2_grpc.OperationServiceAsyncStub, gallery: str, timeout_s: float) -> None:
+        self._stub = stub
         self._gallery = gallery
+        self._timeout_s = timeout_s
 
     async def begin_import(self, templates: int, operation_id: str | None = None) -> Operation:
         """Announce an import; give its id to `AsyncGallery.import_many`.
@@ -43,26 +41,26 @@ class AsyncOperations:
             gallery=self._gallery, operation_id=_id(operation_id), templates=templates
         )
         with translated("enrollment"):
-            return await self._client.operations.BeginImport(request, timeout=self._client.timeout_s)
+            return await self._stub.BeginImport(request, timeout=self._timeout_s)
 
     async def begin_compaction(self, operation_id: str | None = None) -> Operation:
         """Seal all that can be sealed, and make blocks with erased templates again."""
         request = operation_pb2.BeginCompactionRequest(gallery=self._gallery, operation_id=_id(operation_id))
         with translated("enrollment"):
-            return await self._client.operations.BeginCompaction(request, timeout=self._client.timeout_s)
+            return await self._stub.BeginCompaction(request, timeout=self._timeout_s)
 
     async def begin_erasure(self, subject: str, operation_id: str | None = None) -> Operation:
         """Erase a subject, at once for searches, and then to the last byte; see `AsyncGallery.erase_with_proof`."""
         name = f"{self._gallery}/subjects/{names.check_opaque(subject, 'subject')}"
         request = operation_pb2.BeginErasureRequest(name=name, operation_id=_id(operation_id))
         with translated("enrollment"):
-            return await self._client.operations.BeginErasure(request, timeout=self._client.timeout_s)
+            return await self._stub.BeginErasure(request, timeout=self._timeout_s)
 
     async def get(self, operation_id: str) -> Operation:
         """An operation as it is now."""
         request = operation_pb2.GetOperationRequest(name=self._name(operation_id))
         with translated("enrollment"):
-            return await self._client.operations.GetOperation(request, timeout=self._client.timeout_s)
+            return await self._stub.GetOperation(request, timeout=self._timeout_s)
 
     async def list(self) -> list[Operation]:
         """All operations, the newest first."""
@@ -71,7 +69,7 @@ class AsyncOperations:
         while True:
             request = operation_pb2.ListOperationsRequest(parent=self._gallery, page_size=1000, page_token=token)
             with translated("enrollment"):
-                page = await self._client.operations.ListOperations(request, timeout=self._client.timeout_s)
+                page = await self._stub.ListOperations(request, timeout=self._timeout_s)
             found += page.operations
             token = page.next_page_token
             if not token:
@@ -81,7 +79,7 @@ class AsyncOperations:
         """End an operation where it is."""
         request = operation_pb2.CancelOperationRequest(name=self._name(operation_id))
         with translated("enrollment"):
-            return await self._client.operations.CancelOperation(request, timeout=self._client.timeout_s)
+            return await self._stub.CancelOperation(request, timeout=self._timeout_s)
 
     async def follow(self, operation: Operation) -> AsyncIterator[Operation]:
         """An operation as it gets on, until it has ended; goes on while the service is started again.
