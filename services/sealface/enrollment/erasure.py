@@ -50,9 +50,9 @@ class Eraser:
         self._sweep = sweep
 
     def run(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
-        """Go on with an erasure; whether it is done now. Otherwise something is waited for: try again later.
+        """Go on with an erasure, until it is done or something is waited for; whether to go on soon.
 
-        That is the key service, a long reader of the database, Redis, or the client that holds the key.
+        That may be a reader of the database, soon, and for longer Redis, the key service, or the client with the key.
 
         Raises:
             LeaseLost: another process goes on with it.
@@ -63,8 +63,10 @@ class Eraser:
             self._operations.progress(operation, lease, total - len(left), total)
             if not self._sealer.step(gallery, lease, pause):
                 break
-        if left or not self._record.forget(again=True):
+        if left:
             return False
+        if not self._record.forget(again=True):
+            return True
         try:
             cached = self._cached(gallery, slots)
         except CacheUnavailable:  # it may come back with what it held
@@ -75,7 +77,8 @@ class Eraser:
             Check("log", 1, 0),  # emptied just now, or vacuumed
             *cached,
         ]
-        return self._operations.finish(operation, lease, total, checks=[asdict(check) for check in checks])
+        self._operations.finish(operation, lease, total, checks=[asdict(check) for check in checks])
+        return False
 
     def _cached(self, gallery: Gallery, slots: list[int]) -> list[Check]:
         if self._sweep is None:

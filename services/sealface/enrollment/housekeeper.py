@@ -104,10 +104,9 @@ class Housekeeper:
             if lease is None:
                 return False
             try:
-                self._work(gallery, lease, partial(self._pause, lease))
+                return self._work(gallery, lease, partial(self._pause, lease))
             finally:
                 self._leases.release(lease)
-            return True
         except LeaseLost:
             return False
         except SealfaceError as error:  # a damaged template, or deleted meanwhile; the others go on
@@ -123,21 +122,23 @@ class Housekeeper:
         waiting = self._operations.waiting(gallery.id)
         return bool(waiting) or self._expired(gallery) > 0 or self._sealer.due(gallery)
 
-    def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
+    def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
+        """Do all that can be done now; whether there is nothing to go on with soon."""
         waiting = self._operations.waiting(gallery.id)
         expired = self._expired(gallery)
         if expired and not any(operation.kind is Kind.EXPIRY for operation in waiting):
             waiting.append(self._operations.begin(gallery.id, f"expiry-{uuid.uuid4().hex}", Kind.EXPIRY, expired))
-        for operation in waiting:
-            self._carry_out(operation, gallery, lease, pause)
+        again = [self._carry_out(operation, gallery, lease, pause) for operation in waiting]
         while self._sealer.step(gallery, lease, pause):
             pass
+        return not any(again)
 
-    def _carry_out(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
+    def _carry_out(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
+        """Go on with an operation; whether to do so again soon."""
         try:
-            if operation.kind is Kind.ERASURE:  # what it waits for may take long: it is asked again at the next look
-                self._eraser.run(operation, gallery, lease, pause)
-            elif operation.kind is Kind.EXPIRY:
+            if operation.kind is Kind.ERASURE:
+                return self._eraser.run(operation, gallery, lease, pause)
+            if operation.kind is Kind.EXPIRY:
                 self._expire(operation, gallery, lease, pause)
             else:
                 self._compact(operation, gallery, lease, pause)
@@ -146,6 +147,7 @@ class Housekeeper:
         except SealfaceError as error:
             _log.error("operation failed", operation=operation.id, reason=error.reason)
             self._operations.fail(operation, lease, error)
+        return False
 
     def _compact(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
         done = operation.done
