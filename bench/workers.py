@@ -163,35 +163,37 @@ def measure(
     ray_address: str = "",
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """One and two local workers on a batch, in turns; with a Ray cluster also two actors, in turns on single probes."""
+    """One and two local workers on a batch, twice each; with a Ray cluster also two actors, on single probes in turns."""
     with TemporaryDirectory(prefix="sealface-") as name:
         folder = Path(name)
         filled = Filled(open_record(folder), templates, dimension, tell)
         together, single = filled.task(batch), filled.task(1)
         found: dict[str, Any] = {"templates": templates, "dim": dimension, "batch": batch, "rounds": rounds}
-        with running(local(folder, 2), 2) as two:
-            with running(local(folder, 1), 1) as one:
-                tell("one and two local workers, in turns")
-                found["load_ms_a_block"] = _load(one, together)
-                passes = _in_turn((one, two), together, rounds)
-            medians = [_medians(of_pool) for of_pool in passes]
-            best = [min(timing.multiply_ms for _, timing in of_pool) for of_pool in passes]
-            for count, of_pool in enumerate(medians, 1):
-                found |= {f"local_{count}_{name}": value for name, value in of_pool.items()}
-            for step, name in (("score", "multiply_ms"), ("pass", "pass_ms"), ("wall", "wall_ms")):
-                found[f"speedup_{step}"] = medians[0][name] / medians[1][name]
-            found["speedup_score_best"] = best[0] / best[1]
-            tell("scoring alone, in processor time")
-            alone, shared = scoring_cpu(dimension, len(together.parts), batch, rounds)
-            found |= {"cpu_1_score_ms": alone, "cpu_2_score_ms": shared, "speedup_score_cpu": alone / shared}
-            if ray_address:
-                with running(on_ray(ray_address, folder, 2), 2) as actors:
-                    tell("two local workers and two Ray actors, in turns")
-                    here, there = _in_turn((two, actors), single, _SINGLES * rounds)
-                found["spread"] = statistics.stdev(math.log(timing.pass_ms) for _, timing in here)
-                found["local_single_ms"] = _medians(here)["wall_ms"]
-                found["ray_single_ms"] = _medians(there)["wall_ms"]
-                found["ray_adds_ms"] = statistics.median(
-                    far - near for (near, _), (far, _) in zip(here, there, strict=True)
-                )
+        # each by itself: workers that rest draw zeros for their next search, on a core that the others want
+        passes: list[list[tuple[float, Timing]]] = [[], []]
+        for count in (1, 2, 1, 2):
+            with running(local(folder, count), count) as pool:
+                tell(f"{count} local workers")
+                found["load_ms_a_block"] = _load(pool, together)
+                passes[count - 1] += _in_turn((pool,), together, -(-rounds // 2))[0]
+        medians = [_medians(of_pool) for of_pool in passes]
+        best = [min(timing.multiply_ms for _, timing in of_pool) for of_pool in passes]
+        for count, of_pool in enumerate(medians, 1):
+            found |= {f"local_{count}_{name}": value for name, value in of_pool.items()}
+        for step, name in (("score", "multiply_ms"), ("pass", "pass_ms"), ("wall", "wall_ms")):
+            found[f"speedup_{step}"] = medians[0][name] / medians[1][name]
+        found["speedup_score_best"] = best[0] / best[1]
+        tell("scoring alone, in processor time")
+        alone, shared = scoring_cpu(dimension, len(together.parts), batch, rounds)
+        found |= {"cpu_1_score_ms": alone, "cpu_2_score_ms": shared, "speedup_score_cpu": alone / shared}
+        if ray_address:
+            with running(local(folder, 2), 2) as two, running(on_ray(ray_address, folder, 2), 2) as actors:
+                tell("two local workers and two Ray actors, in turns")
+                here, there = _in_turn((two, actors), single, _SINGLES * rounds)
+            found["spread"] = statistics.stdev(math.log(timing.pass_ms) for _, timing in here)
+            found["local_single_ms"] = _medians(here)["wall_ms"]
+            found["ray_single_ms"] = _medians(there)["wall_ms"]
+            found["ray_adds_ms"] = statistics.median(
+                far - near for (near, _), (far, _) in zip(here, there, strict=True)
+            )
         return found
