@@ -163,7 +163,7 @@ def measure(
     ray_address: str = "",
     tell: Tell = lambda line: None,
 ) -> dict[str, Any]:
-    """One and two local workers on a batch, twice each; with a Ray cluster also two actors, on single probes in turns."""
+    """One and two local workers on a batch, twice each; with a Ray cluster also two actors, on single probes."""
     with TemporaryDirectory(prefix="sealface-") as name:
         folder = Path(name)
         filled = Filled(open_record(folder), templates, dimension, tell)
