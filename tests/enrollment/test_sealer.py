@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from sealface.enrollment import housekeeper as housekeeper_module
 from sealface.enrollment import sealer as sealer_module
 from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.key_source import KeyServiceUnavailable
@@ -874,6 +875,7 @@ async def test_an_erased_template_of_an_imported_block_leaves_the_record(suite, 
 
 async def test_while_the_key_service_is_away_all_else_goes_on_and_then_it_is_renewed(suite, fill, monkeypatch):
     monkeypatch.setattr(sealer_module, "_RETRY_S", 0.2)
+    monkeypatch.setattr(housekeeper_module, "_LOOK_S", 0.5)
     gallery = await fill(count=0)
     capacity = gallery.layout.sealed_shapes[0].capacity
     await imported(gallery, 5)

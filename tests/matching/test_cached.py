@@ -13,6 +13,7 @@ import redis
 from deploy import servers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sealface.enrollment import housekeeper
 from sealface.matching.server import SERVICE
 from sealface.storage.cache import CacheConfig
 from sealface.storage.redis_address import RedisAddress
@@ -278,7 +279,8 @@ async def test_searches_go_on_while_redis_comes_and_goes(cached, door, server):
     assert await searching > 10
 
 
-async def test_an_erasure_is_proved_in_redis_too_and_waits_while_that_is_away(cached, door, server, raw):
+async def test_an_erasure_is_proved_in_redis_too_and_waits_while_that_is_away(cached, door, server, raw, monkeypatch):
+    monkeypatch.setattr(housekeeper, "_LOOK_S", 0.5)
     await door.enroll("ann", person(1))
     await door.enroll("bob", person(2))
     assert who(await door.identify(person(1))) == ["ann"]

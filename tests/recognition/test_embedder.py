@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,11 +43,18 @@ def pairs() -> list[tuple[str, str, bool]]:
 
 @pytest.fixture(scope="module")
 def embeddings(photo: Photo, largest: Embedder) -> dict[str, np.ndarray]:
-    names = {name for first, second, _ in pairs() for name in (first, second)}
-    return {name: largest.embed(photo(name))[0].embedding for name in sorted(names)}
+    """By name, made as they are asked for: a photograph takes seconds."""
+
+    class Embeddings(dict[str, np.ndarray]):
+        def __missing__(self, name: str) -> np.ndarray:
+            self[name] = largest.embed(photo(name))[0].embedding
+            return self[name]
+
+    return Embeddings()
 
 
 @pytest.mark.data
+@pytest.mark.skipif(not os.environ.get("SEALFACE_SOAK"), reason="make soak; tests/system/test_accuracy.py has them too")
 def test_all_300_pairs_are_decided_as_deepface_decides_them(embeddings: dict[str, np.ndarray]) -> None:
     limit = threshold("Dlib", "cosine")
     matched = [
