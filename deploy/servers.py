@@ -113,10 +113,23 @@ class LocalServer:
     def start(self) -> None:
         """Start it, with the data it had; returns when it answers.
 
+        One that ends at once is tried again: PostgreSQL does not start beside what a killed one has left running.
+
         Raises:
             ServerMissing: it does not.
         """
-        self._popen = subprocess.Popen(
+        deadline = time.monotonic() + self.wait_s
+        self._popen = self._begun()
+        while not self.ready():
+            if time.monotonic() > deadline:
+                raise ServerMissing(f"{Path(self.command[0]).name} did not start")
+            time.sleep(0.05)
+            if self._popen.poll() is not None:
+                time.sleep(0.5)
+                self._popen = self._begun()
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -124,11 +137,6 @@ class LocalServer:
             user=self.user,
             start_new_session=True,
         )
-        deadline = time.monotonic() + self.wait_s
-        while not self.ready():
-            if self._popen.poll() is not None or time.monotonic() > deadline:
-                raise ServerMissing(f"{Path(self.command[0]).name} did not start")
-            time.sleep(0.05)
 
     def kill(self) -> None:
         """As a power failure would: it and its children, at once."""
