@@ -7,6 +7,8 @@ import grpc
 import numpy as np
 import pytest
 
+from sealface.enrollment import housekeeper, sealer
+from sealface.enrollment.erasure import Eraser
 from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.operations import (
@@ -19,6 +21,7 @@ from sealface.enrollment.operations import (
     State,
 )
 from sealface.enrollment.record import Record, SubjectNotFound
+from sealface.enrollment.sealer import Sealer
 from sealface.errors import SealfaceError
 from sealface.storage.digests import TemplateDamaged
 from sealface.storage.galleries import Galleries, GalleryNotFound
@@ -206,6 +209,24 @@ def test_what_is_too_old_is_erased_and_the_rest_of_a_subject_leads_anew(record, 
     assert galleries.older("door", before) == 0
 
 
+def test_an_erasure_claims_nothing_of_a_log_that_it_does_not_see(operations, record, lease, engine, scheme):  # noqa: F811
+    record.enroll("door", KEY, "ann", b"x", "r")
+    record.enroll("door", KEY, "bob", b"x", "s")
+    galleries = Galleries(engine)
+
+    def renew(*_):
+        raise AssertionError("nothing is to be renewed")
+
+    eraser = Eraser(galleries, record, operations, Sealer(galleries, record, scheme, renew))
+    begun = record.begin_erasure("door", "ann", "erasure")
+    assert not eraser.run(begun, galleries.get("door"), lease, lambda: None)
+    ended = operations.get("door", "erasure")
+    assert ended.state is State.DONE
+    found = {check["place"]: (check["checked"], check["found"]) for check in ended.detail["checks"]}
+    log = {"log": (1, 0)} if engine.dialect.name == "sqlite" else {}
+    assert found == {"templates": (1, 0), "blocks": (0, 0)} | log
+
+
 # --- the service
 
 
@@ -236,7 +257,9 @@ async def test_an_erased_subject_is_proved_gone_from_blocks_log_and_memory(suite
     assert ended.kind == operation_pb2.OPERATION_KIND_ERASURE
 
 
-async def test_an_erasure_from_an_imported_block_waits_for_the_key_service(suite, door):
+async def test_an_erasure_from_an_imported_block_waits_for_the_key_service(suite, door, monkeypatch):
+    monkeypatch.setattr(sealer, "_RETRY_S", 0.2)
+    monkeypatch.setattr(housekeeper, "_LOOK_S", 0.5)
     assert len([block async for block in door.import_many((f"i{n}", person(n)) for n in range(9))]) == 1
     await suite.stop("keys")
     begun = await door.operations.begin_erasure("i4")
@@ -244,7 +267,6 @@ async def test_an_erasure_from_an_imported_block_waits_for_the_key_service(suite
     await asyncio.sleep(1)
     assert (await door.operations.get(begun.name.rpartition("/")[2])).state == RUNNING
     await suite.start("keys")
-    await suite.restart("enrollment")  # and asks again at once
     ended = await asyncio.wait_for(door.operations.wait(begun), 30)
     assert ended.erased.complete
 
@@ -360,6 +382,18 @@ async def test_an_operation_that_fails_says_so(suite, door):
         await door.operations.wait(await door.operations.begin_compaction("broken"))
     assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "TEMPLATE_DAMAGED")
     assert (await door.operations.get("broken")).state == FAILED
+
+
+async def test_an_erasure_waits_where_another_template_is_damaged(suite, door):
+    capacity = await sealable(door)
+    await suite.sealed(capacity)
+    execute(suite.compute / "record.db", "UPDATE templates SET ciphertext = x'00' WHERE slot = 5")
+    begun = await door.operations.begin_erasure("s7")
+    await asyncio.sleep(1)
+    assert (await door.operations.get(begun.name.rpartition("/")[2])).state == RUNNING
+    assert await door.erase("s4") == 1  # who has slot 5
+    ended = await asyncio.wait_for(door.operations.wait(begun), 30)
+    assert ended.erased.complete
 
 
 async def test_what_was_begun_goes_on_after_a_restart(suite, door, monkeypatch):

@@ -146,7 +146,8 @@ class Housekeeper:
             raise
         except SealfaceError as error:
             _log.error("operation failed", operation=operation.id, reason=error.reason)
-            self._operations.fail(operation, lease, error)
+            if operation.kind is not Kind.ERASURE:  # it cannot be begun again: it waits until that is mended
+                self._operations.fail(operation, lease, error)
         return False
 
     def _compact(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:

@@ -88,9 +88,14 @@ class Record:
         self._forgotten = (self._forgotten and not again) or forget(self._engine)
         return self._forgotten
 
+    @property
+    def keeps_log(self) -> bool:
+        """Whether the database has a log of its own that `forget` empties: SQLite's. PostgreSQL's is its operator's."""
+        return self._engine.dialect.name == "sqlite"
+
     def _forget(self) -> None:
         self._forgotten = False
-        if self._engine.dialect.name == "sqlite":  # a vacuum is left to the background
+        if self.keeps_log:  # a vacuum is left to the background
             self.forget()
 
     def create_gallery(self, new: NewGallery) -> None:
