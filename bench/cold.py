@@ -30,7 +30,7 @@ from sealface.storage.cache import Cache
 from sealface.storage.database import open_database
 from sealface.storage.entries import Entries
 from sealface.storage.redis_address import RedisAddress
-from sealface.storage.schema import migrate
+from sealface.storage.schema import RECORD
 from sealface_bench.filled import Filled, Tell
 from sealface_bench.workers import local, running
 from sealface_deploy import servers
@@ -153,7 +153,7 @@ def measure(
     ):
         folder = Path(name)
         engine = open_database(postgresql.url)
-        migrate(engine)
+        RECORD.migrate(engine)
         started = time.perf_counter()
         filled = Filled(engine, templates, dimension, tell, distinct=_BLOCKS)
         filling_s = time.perf_counter() - started

@@ -12,8 +12,8 @@ import demo
 import redis as redis_client
 
 from deploy import servers
-from sealface.storage import schema
 from sealface.storage.database import open_database
+from sealface.storage.schema import RECORD
 
 
 def main() -> int:
@@ -22,7 +22,7 @@ def main() -> int:
     with servers.postgresql() as postgresql, servers.redis() as redis, servers.ray_cluster() as ray:
         console.print(f"PostgreSQL at 127.0.0.1:{postgresql.port}, Redis at 127.0.0.1:{redis.port}, Ray at {ray.url}")
         engine = open_database(postgresql.url)
-        schema.migrate(engine)
+        RECORD.migrate(engine)
         wrong = demo.main(
             SEALFACE_DATABASE=postgresql.url,
             SEALFACE_REDIS=redis.url,

@@ -92,7 +92,7 @@ async def test_a_client_held_key_holds_no_secret(client, suite):
         await upload(client, key.primary_version, element, data)  # again is harmless
     assert {c.galois_element for c in await chunks(client, key.primary_version, GALOIS)} == set(made.evaluation)
     rows = dump(suite.keys / "keys.db")["key_versions"]
-    assert [row[-1] for row in rows] == [None]
+    assert [row[4] for row in rows] == [None]
 
 
 @both_schemes

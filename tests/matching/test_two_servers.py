@@ -17,7 +17,7 @@ from deploy import servers
 from sealface.cipher.scheme import Scheme
 from sealface.runtime.server import ServerConfig
 from sealface.storage.database import open_database
-from sealface.storage.schema import migrate
+from sealface.storage.schema import RECORD
 from sealface.workers.embedded import Embedded
 from sealface.workers.server import WorkerConfig, worker_of
 from sealface_client import AsyncGallery
@@ -31,7 +31,7 @@ WITHIN_S = 30.0  # not measured here: about half a second
 def postgresql() -> Iterator[str]:
     with servers.postgresql() as server:
         engine = open_database(server.url)
-        migrate(engine)
+        RECORD.migrate(engine)
         engine.dispose()
         yield server.url
 

@@ -18,7 +18,7 @@ from sealface.storage.cache import Cache
 from sealface.storage.database import open_database, open_sqlite, reading
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
-from sealface.storage.schema import migrate, newest, open_record
+from sealface.storage.schema import RECORD, open_record
 from tests.storage import redis_servers
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def made(path: Path) -> sa.Engine:
     engine = open_sqlite(path, metadata)
     with engine.begin() as transaction:
         transaction.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-        transaction.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (newest(),))
+        transaction.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (RECORD.newest(),))
     return engine
 
 
@@ -72,7 +72,7 @@ def postgresql_server() -> Iterator[LocalServer]:
     """A server that does not wait for its disk, with a migrated database to copy."""
     with servers.postgresql("fsync=off", "synchronous_commit=off") as server:
         engine = open_database(server.url)
-        migrate(engine)
+        RECORD.migrate(engine)
         engine.dispose()
         yield server
 

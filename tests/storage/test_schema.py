@@ -12,6 +12,7 @@ from sealface.storage import schema
 from sealface.storage.database import open_database
 from sealface.storage.galleries import Galleries
 from sealface.storage.record import metadata
+from sealface.storage.schema import RECORD
 from tests.storage.conftest import dump, new_gallery
 
 
@@ -34,51 +35,51 @@ def empty(engine):
 
 
 def test_migrations_make_the_tables_that_the_program_expects(empty):
-    assert schema.revision(empty) is None
-    assert schema.migrate(empty) == (None, schema.newest())
-    assert schema.revision(empty) == schema.newest()
+    assert RECORD.revision(empty) is None
+    assert RECORD.migrate(empty) == (None, RECORD.newest())
+    assert RECORD.revision(empty) == RECORD.newest()
     assert differences(empty) == []
-    schema.check(empty)
+    RECORD.check(empty)
     Record(empty).create_gallery(new_gallery())
     assert Galleries(empty).get("door").id == "door"
 
 
 def test_migrating_again_changes_nothing(empty):
-    schema.migrate(empty)
+    RECORD.migrate(empty)
     Record(empty).create_gallery(new_gallery())
     before = dump(empty)
-    assert schema.migrate(empty) == (schema.newest(), schema.newest())
+    assert RECORD.migrate(empty) == (RECORD.newest(), RECORD.newest())
     assert dump(empty) == before
 
 
 def test_several_at_once_migrate_once(empty):
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda _: schema.migrate(empty), range(6)))
-    assert sorted(str(before) for before, _ in found) == [*[schema.newest()] * 5, "None"]
+        found = list(pool.map(lambda _: RECORD.migrate(empty), range(6)))
+    assert sorted(str(before) for before, _ in found) == [*[RECORD.newest()] * 5, "None"]
 
 
 def test_a_record_from_before_migrations_is_brought_up_to_date(tmp_path):
     first = open_database(f"sqlite:///{tmp_path / 'record.db'}")
-    config = schema._config
+    config = RECORD._config
     with first.begin() as connection:  # as it was: the tables of the first revision, and no word of it
         schema.command.upgrade(config(connection), "0001")
         connection.exec_driver_sql("DROP TABLE alembic_version")
-    assert schema.revision(first) == "0001"
+    assert RECORD.revision(first) == "0001"
     first.dispose()
     opened = schema.open_record(tmp_path)
-    assert schema.revision(opened) == schema.newest()
+    assert RECORD.revision(opened) == RECORD.newest()
     assert differences(opened) == []
 
 
 def test_a_service_refuses_a_database_of_another_schema(empty):
     with pytest.raises(schema.SchemaOutOfDate, match="sealface migrate"):
-        schema.check(empty)
-    schema.migrate(empty)
+        RECORD.check(empty)
+    RECORD.migrate(empty)
     with empty.begin() as transaction:
         transaction.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(schema.SchemaOutOfDate) as caught:
-        schema.check(empty)
-    assert caught.value.metadata == {"found": "9999", "needed": schema.newest()}
+        RECORD.check(empty)
+    assert caught.value.metadata == {"found": "9999", "needed": RECORD.newest()}
 
 
 @pytest.mark.servers

@@ -11,7 +11,7 @@ from deploy.servers import LocalServer
 
 from sealface.cli.processes import LocalServices, local_services
 from sealface.storage.database import open_database
-from sealface.storage.schema import newest
+from sealface.storage.schema import RECORD
 from sealface_client import Client, ServiceError
 from tests.system.conftest import POLICY, People
 from tests.system.test_cli import DONE, FAILED, Command
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.servers
 def postgresql() -> Iterator[LocalServer]:
     with servers.postgresql() as server:
         found = Command(None).json("migrate", "--database", server.url)
-        assert found == {"before": None, "after": newest()}
+        assert found == {"before": None, "after": RECORD.newest()}
         yield server
 
 
@@ -121,7 +121,7 @@ def test_without_the_schema_services_do_not_start_and_say_what_to_do(postgresql,
 def test_migrate_says_what_it_did(postgresql, tmp_path):
     command = Command(None)
     again = command.json("migrate", "--database", postgresql.url)
-    assert again == {"before": newest(), "after": newest()}
+    assert again == {"before": RECORD.newest(), "after": RECORD.newest()}
     out, _ = command.ran("migrate", "--database", postgresql.url, code=DONE)
     assert "up to date" in out
     assert "--database" in command.error("migrate", "--state", tmp_path, code=2)

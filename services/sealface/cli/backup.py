@@ -13,9 +13,9 @@ from sealface.cli.record import Database, StateFolder, opened
 from sealface.enrollment import restore as restoring
 from sealface.protocol import names
 from sealface.storage import backup as backups
-from sealface.storage import schema
 from sealface.storage.backup import Backup
 from sealface.storage.galleries import Galleries
+from sealface.storage.schema import RECORD
 
 
 def _describe(made: Backup) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def backup(
     Nothing that is damaged is backed up: `sealface doctor` says what is.
     """
     engine = opened(database, state)
-    schema.check(engine)
+    RECORD.check(engine)
     total = Galleries(engine).count(names.check_id(gallery, "gallery"))
     with progress_bar() as bar:
         task = bar.add_task("backing up", total=total)
@@ -80,7 +80,7 @@ def restore(
             restored = None
         else:
             engine = opened(database, state)
-            schema.check(engine)
+            RECORD.check(engine)
             bar.update(task, description="restoring")
             restored = restoring.restore(
                 engine, file, found, replace=replace, tell=lambda at: bar.update(task, completed=at)

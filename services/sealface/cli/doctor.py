@@ -15,13 +15,14 @@ from sealface.cli.output import Exit, Json, console, print_json, progress_bar, r
 from sealface.cli.record import Database, StateFolder, opened
 from sealface.enrollment.repair import repair as heal
 from sealface.storage import doctor as doctors
-from sealface.storage import record, schema
+from sealface.storage import record
 from sealface.storage.database import reading
 from sealface.storage.doctor import Check, Report
 from sealface.storage.entries import Entries
 from sealface.storage.findings import Damage, Finding
 from sealface.storage.galleries import Galleries
 from sealface.storage.redis_address import RedisAddress
+from sealface.storage.schema import RECORD
 from sealface.storage.sweep import Sweep
 from sealface_client import Client
 
@@ -46,7 +47,7 @@ def doctor(
 ) -> None:
     """Check every digest, slot and counter of the record, and the cache. Exit code 0: healthy, 1: not, 3: no look."""
     engine = opened(database, state)
-    schema.check(engine)
+    RECORD.check(engine)
     further = [_key_check(engine, state)] if keys else []
     further += [_cache_check(engine, redis, repair)] if redis else []
     with progress_bar() as bar:

@@ -11,8 +11,8 @@ import typer
 from sealface.cli.output import Json, console, print_json, reporting
 from sealface.cli.processes import ZONES
 from sealface.errors import InvalidInput
-from sealface.storage import schema
 from sealface.storage.database import open_database
+from sealface.storage.schema import RECORD
 
 Database = Annotated[
     str,
@@ -44,7 +44,7 @@ def opened(database: str, state: Path) -> sa.Engine:
 @reporting
 def migrate(database: Database = "", state: StateFolder = Path(".state"), as_json: Json = False) -> None:
     """Bring the record's schema up to date. Services refuse a database of another schema than theirs."""
-    before, after = schema.migrate(opened(database, state))
+    before, after = RECORD.migrate(opened(database, state))
     if as_json:
         print_json({"before": before, "after": after})
     elif before == after:

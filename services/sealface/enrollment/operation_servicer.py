@@ -66,6 +66,10 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         self._changed()
         return operation_to_proto(begun)
 
+    async def BeginRotation(self, request: messages.BeginRotationRequest, context: Context) -> messages.Operation:
+        """See the contract."""
+        raise NotImplementedError
+
     async def GetOperation(self, request: messages.GetOperationRequest, context: Context) -> messages.Operation:
         """See the contract."""
         return operation_to_proto(await asyncio.to_thread(self._operations.get, *names.operation(request.name)))

@@ -2,9 +2,12 @@
 
 wrapping    secrets at rest: AES-256-GCM data keys under a pluggable key-encryption key
 keyring     keys and their versions
+lifecycle   what becomes of versions: disabled, in quarantine, destroyed
 callers     who may ask, and proof that they did
 operator    methods that only an operator may call
 judge       a signed request and encrypted results to a sealed decision
-servicer    gRPC to the above; conversion between both
+renewal     blinded blocks and templates to fresh encryptions
+messages    the contract's messages to the types of the above, and back
+servicer    gRPC to the above
 server      the process
 """

@@ -21,7 +21,14 @@ from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, LimitExceeded
 from sealface.keys import wrapping
 from sealface.keys.callers import Callers, RequestExpired
-from sealface.keys.keyring import Key, KeyClientHeld, KeyNotFound, Keyring
+from sealface.keys.keyring import (
+    Key,
+    KeyClientHeld,
+    KeyNotFound,
+    Keyring,
+    KeyVersionInactive,
+    KeyVersionQuarantined,
+)
 from sealface.protocol import decision, names
 from sealface.protocol.decision import Decision
 from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
@@ -55,6 +62,7 @@ class Refusal(Enum):
     NOT_GENUINE = auto()
     SLOTS = auto()
     MALFORMED = auto()
+    QUARANTINE = auto()
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,10 @@ class Judge:
         key_id, number = names.key_version(request.key_version)
         try:
             return Hearing(request, self._keyring.get(key_id), self._keyring.opener(key_id, number))
-        except (KeyNotFound, KeyClientHeld):
-            return Hearing(request, None, None)
+        except KeyVersionQuarantined:
+            return Hearing(request, None, None, Refusal.QUARANTINE)
+        except (KeyNotFound, KeyClientHeld, KeyVersionInactive):
+            return Hearing(request, None, None, Refusal.KEY_VERSION)
 
 
 class Hearing:
@@ -139,13 +149,16 @@ class Hearing:
     Args:
         request: the request.
         key, opener: of its key version; None if that does not decide.
+        refusal: why it does not.
     """
 
-    def __init__(self, request: Request, key: Key | None, opener: Opener | None) -> None:
+    def __init__(
+        self, request: Request, key: Key | None, opener: Opener | None, refusal: Refusal | None = None
+    ) -> None:
         self.request = request
         self._key = key
         self._opener = opener
-        self._refusal = None if key else Refusal.KEY_VERSION
+        self._refusal = refusal
         self._heard = 0
         self.opening_s = 0.0
         self._slots: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]

@@ -14,12 +14,12 @@ import sqlalchemy as sa
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.cipher.scheme import Opener, Scheme
+from sealface.cipher.scheme import KeyMaterial, Opener, Scheme
 from sealface.errors import AlreadyExists, DataCorrupted, InvalidInput, NotFound, WrongState
 from sealface.keys import wrapping
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import Budget, Policy
 from sealface.storage import keys as tables
-from sealface.storage.database import reading
+from sealface.storage.database import in_utc, reading
 
 
 class KeyNotFound(NotFound):
@@ -36,6 +36,14 @@ class KeyClientHeld(WrongState):
 
 class KeyManaged(WrongState):
     """The key service holds this key, and makes its material itself."""
+
+
+class KeyVersionInactive(WrongState):
+    """The key version opens nothing: it is disabled, older than the oldest that may, or destroyed, or is to be."""
+
+
+class KeyVersionQuarantined(WrongState):
+    """The key version opens nothing: results that were not genuine were to be decided on."""
 
 
 class StaleVersion(WrongState):
@@ -57,6 +65,44 @@ class Custody(StrEnum):
     CLIENT_HELD = "client_held"
 
 
+class State(StrEnum):
+    """Where a key version is in its life."""
+
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+    QUARANTINED = "quarantined"
+    DESTROY_SCHEDULED = "destroy_scheduled"
+    DESTROYED = "destroyed"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A key version as others may know it.
+
+    Attributes:
+        key, number: its name.
+        state: where it is in its life.
+        parameter_set: name of its parameter set.
+        security_bits: of that set.
+        quantum_secure: whether that is against quantum computers.
+        public_key_digest: SHA-256 of its public key.
+        created: when it was made.
+        destroyed: when it is to be destroyed, or was.
+        exported: whether its secret has ever left the key zone.
+    """
+
+    key: str
+    number: int
+    state: State
+    parameter_set: str
+    security_bits: int
+    quantum_secure: bool
+    public_key_digest: bytes
+    created: datetime
+    destroyed: datetime | None
+    exported: bool
+
+
 @dataclass(frozen=True)
 class Key:
     """A key as others may know it.
@@ -69,6 +115,8 @@ class Key:
         version: number of the version that encrypts.
         public_key_digest: SHA-256 of that version's public key.
         created: when.
+        oldest_version: number of the oldest version that opens anything.
+        exportable: whether the secret of a managed key may be given to an operator.
     """
 
     id: str
@@ -78,6 +126,8 @@ class Key:
     version: int
     public_key_digest: bytes
     created: datetime
+    oldest_version: int
+    exportable: bool
 
 
 def version_name(key_id: str, number: int) -> str:
@@ -100,18 +150,16 @@ class Keyring:
         self._provider = provider
         self._opener = lru_cache(maxsize=64)(self._load_opener)
 
-    def create(self, key_id: str, layout: Layout, policy: Policy) -> Key:
-        """A managed key with a fresh secret.
+    def create(self, key_id: str, layout: Layout, policy: Policy, *, exportable: bool = False) -> Key:
+        """A managed key with a fresh secret; in the place of one whose versions are all destroyed, numbers go on.
 
         Raises:
             KeyExists: the id is taken.
         """
         material = self._scheme.generate(layout.parameters)
-        wrapped = wrapping.wrap(self._provider, material.secret, version_name(key_id, 1))
         with self._engine.begin() as transaction:
-            self._insert(transaction, key_id, Custody.MANAGED, layout, policy, material.public, wrapped)
-            for element, evaluation_key in material.evaluation.items():
-                self._insert_evaluation_key(transaction, key_id, 1, element, evaluation_key)
+            number = _insert_key(transaction, key_id, Custody.MANAGED, layout, policy, exportable)
+            self._insert_managed(transaction, key_id, number, layout, material)
         return self.get(key_id)
 
     def register(self, key_id: str, layout: Layout, policy: Policy, public: bytes) -> Key:
@@ -123,7 +171,44 @@ class Keyring:
         """
         self._scheme.check_public(layout.parameters, public)
         with self._engine.begin() as transaction:
-            self._insert(transaction, key_id, Custody.CLIENT_HELD, layout, policy, public, None)
+            number = _insert_key(transaction, key_id, Custody.CLIENT_HELD, layout, policy, False)
+            _insert_version(transaction, key_id, number, layout, public, None)
+        return self.get(key_id)
+
+    def rotate(self, key_id: str, current: int) -> Key:
+        """Make the next version of a managed key, the primary one from now on.
+
+        Args:
+            key_id: the key.
+            current: the version that is the primary one; if another is, nothing is made.
+
+        Raises:
+            KeyNotFound, KeyClientHeld: see there.
+        """
+        key = self.get(key_id)
+        if key.custody is not Custody.MANAGED:
+            raise KeyClientHeld("the key is held by its owner, who registers the next version")
+        if key.version != current:
+            return key
+        material = self._scheme.generate(key.layout.parameters)
+        with self._engine.begin() as transaction:
+            if _advance(transaction, key_id, current):
+                self._insert_managed(transaction, key_id, current + 1, key.layout, material)
+        return self.get(key_id)
+
+    def register_version(self, key_id: str, current: int, public: bytes) -> Key:
+        """The next version of a client-held key; see `rotate`.
+
+        Raises:
+            KeyNotFound, KeyManaged, MalformedCiphertext: see there.
+        """
+        key = self.get(key_id)
+        if key.custody is not Custody.CLIENT_HELD:
+            raise KeyManaged("the key service makes this key's versions itself: rotate it")
+        self._scheme.check_public(key.layout.parameters, public)
+        with self._engine.begin() as transaction:
+            if _advance(transaction, key_id, current):
+                _insert_version(transaction, key_id, current + 1, key.layout, public, None)
         return self.get(key_id)
 
     def add_evaluation_key(self, key_id: str, number: int, element: int, material: bytes) -> None:
@@ -141,7 +226,7 @@ class Keyring:
             raise InvalidGaloisElement("a Galois element is odd, above 1 and below 2N")
         self._scheme.check_evaluation(key.layout.parameters, material)
         with self._engine.begin() as transaction:
-            self._insert_evaluation_key(transaction, key_id, number, element, material)
+            _insert_evaluation_key(transaction, key_id, number, element, material)
 
     def get(self, key_id: str) -> Key:
         """A key.
@@ -210,31 +295,87 @@ class Keyring:
                 row = transaction.execute(query).one()
             yield element, _checked(row.material, row.digest)
 
+    def version(self, key_id: str, number: int) -> Version:
+        """A version.
+
+        Raises:
+            KeyNotFound: there is no such version.
+        """
+        query = _SELECT_VERSION.where(tables.versions.c.key == key_id, tables.versions.c.number == number)
+        with reading(self._engine).begin() as transaction:
+            row = transaction.execute(query).one_or_none()
+        if row is None:
+            raise _no_version()
+        return _version(row)
+
+    def versions(self, key_id: str, before: int, limit: int) -> list[Version]:
+        """Versions of a key below a number, the newest first.
+
+        Raises:
+            KeyNotFound: there is no such key.
+        """
+        self.get(key_id)
+        number = tables.versions.c.number
+        query = _SELECT_VERSION.where(tables.versions.c.key == key_id, number < before)
+        with reading(self._engine).begin() as transaction:
+            return [_version(row) for row in transaction.execute(query.order_by(number.desc()).limit(limit))]
+
     def opener(self, key_id: str, number: int) -> Opener:
-        """Opens results made under a version; cached.
+        """Opens results made under a version; cached as long as it may.
 
         Raises:
             KeyNotFound: there is no such version.
             KeyClientHeld: the secret is not here.
+            KeyVersionInactive, KeyVersionQuarantined: see there.
         """
-        return self._opener(key_id, number)
-
-    def _load_opener(self, key_id: str, number: int) -> Opener:
-        key = self.get(key_id)
-        wrapped = self._version(key_id, number).wrapped_secret
-        if wrapped is None:
+        key, version = self.get(key_id), self.version(key_id, number)
+        if key.custody is not Custody.MANAGED:
             raise KeyClientHeld("the key is held by its owner, who opens scores with the client library")
-        secret = wrapping.unwrap(self._provider, wrapped, version_name(key_id, number))
-        return self._scheme.opener(key.layout, secret)
+        if version.state is not State.ENABLED or number < key.oldest_version:
+            self._opener.cache_clear()
+            if version.state is State.QUARANTINED:
+                raise KeyVersionQuarantined("the key version is in quarantine: an operator must look, and enable it")
+            raise KeyVersionInactive(
+                "the key version opens nothing: use the key's primary version, or have an operator enable it",
+                state=version.state.value,
+                oldest=key.oldest_version,
+            )
+        return self._opener(key_id, number, version.created)
+
+    def secret(self, key_id: str, number: int) -> bytes:
+        """The packed secret key of a version, for those who may have it.
+
+        Raises:
+            KeyNotFound, KeyClientHeld, KeyVersionInactive, SecretDamaged: see there.
+        """
+        table = tables.versions
+        query = sa.select(table.c.wrapped_secret).where(table.c.key == key_id, table.c.number == number)
+        with reading(self._engine).begin() as transaction:
+            wrapped = transaction.execute(query).scalar_one_or_none()
+        if wrapped is None:
+            raise KeyVersionInactive("the key version has no secret here: it is destroyed, or held by its owner")
+        return wrapping.unwrap(self._provider, wrapped, version_name(key_id, number))
+
+    def _load_opener(self, key_id: str, number: int, created: datetime) -> Opener:
+        """`created` tells the version from another of that name, should the database be put back."""
+        return self._scheme.opener(self.get(key_id).layout, self.secret(key_id, number))
 
     def _version(self, key_id: str, number: int) -> Any:
         table = tables.versions
-        query = sa.select(table.c.public_key, table.c.public_key_digest, table.c.wrapped_secret)
+        query = sa.select(table.c.public_key, table.c.public_key_digest)
         with reading(self._engine).begin() as transaction:
             row = transaction.execute(query.where(table.c.key == key_id, table.c.number == number)).one_or_none()
         if row is None:
-            raise KeyNotFound("no such key version: list the key and use its primary version")
+            raise _no_version()
         return row
+
+    def _insert_managed(
+        self, transaction: sa.Connection, key_id: str, number: int, layout: Layout, material: KeyMaterial
+    ) -> None:
+        wrapped = wrapping.wrap(self._provider, material.secret, version_name(key_id, number))
+        _insert_version(transaction, key_id, number, layout, material.public, wrapped)
+        for element, evaluation_key in material.evaluation.items():
+            _insert_evaluation_key(transaction, key_id, number, element, evaluation_key)
 
     @staticmethod
     def _select() -> sa.Select[Any]:
@@ -244,57 +385,87 @@ class Keyring:
         )
         return sa.select(tables.keys, digest).join(tables.versions, current)
 
-    @staticmethod
-    def _insert(
-        transaction: sa.Connection,
-        key_id: str,
-        custody: Custody,
-        layout: Layout,
-        policy: Policy,
-        public: bytes,
-        wrapped_secret: bytes | None,
-    ) -> None:
-        if transaction.execute(sa.select(tables.keys.c.id).where(tables.keys.c.id == key_id)).first():
-            raise KeyExists("there is a key of that id: choose another")
-        transaction.execute(
-            sa.insert(tables.keys).values(
-                id=key_id,
-                custody=custody.value,
-                parameter_set=layout.parameters.name,
-                dimension=layout.dimension,
-                metric=layout.metric.value,
-                largest_norm=layout.largest_norm,
-                policy=asdict(replace(policy, version=1)),
-                primary_version=1,
-                created=datetime.now(UTC),
-            )
-        )
-        transaction.execute(
-            sa.insert(tables.versions).values(
-                key=key_id,
-                number=1,
-                public_key=public,
-                public_key_digest=hashlib.sha256(public).digest(),
-                wrapped_secret=wrapped_secret,
-            )
-        )
 
-    @staticmethod
-    def _insert_evaluation_key(
-        transaction: sa.Connection, key_id: str, number: int, element: int, material: bytes
-    ) -> None:
-        table = tables.evaluation_keys
-        where = (table.c.key == key_id, table.c.version == number, table.c.galois_element == element)
-        transaction.execute(sa.delete(table).where(*where))
-        transaction.execute(
-            sa.insert(table).values(
-                key=key_id,
-                version=number,
-                galois_element=element,
-                material=material,
-                digest=hashlib.sha256(material).digest(),
-            )
+_SELECT_VERSION = sa.select(
+    *(column for column in tables.versions.c if column.name not in ("public_key", "wrapped_secret"))
+)
+
+
+def _insert_key(
+    transaction: sa.Connection, key_id: str, custody: Custody, layout: Layout, policy: Policy, exportable: bool
+) -> int:
+    """A key's row; returns the number of its next version."""
+    table, versions = tables.keys, tables.versions
+    before = transaction.execute(sa.select(table).where(table.c.id == key_id)).one_or_none()
+    states = transaction.execute(sa.select(versions.c.state).where(versions.c.key == key_id)).scalars().all()
+    if any(state != State.DESTROYED for state in states):
+        raise KeyExists("there is a key of that id: choose another")
+    number = 1 if before is None else before.primary_version + 1
+    version = 1 if before is None else before.policy["version"] + 1
+    values = {
+        "custody": custody.value,
+        "parameter_set": layout.parameters.name,
+        "dimension": layout.dimension,
+        "metric": layout.metric.value,
+        "largest_norm": layout.largest_norm,
+        "policy": asdict(replace(policy, version=version)),
+        "primary_version": number,
+        "oldest_version": number,
+        "exportable": exportable,
+        "created": datetime.now(UTC),
+    }
+    if before is None:
+        transaction.execute(sa.insert(table).values(id=key_id, **values))
+    else:
+        transaction.execute(sa.update(table).where(table.c.id == key_id).values(values))
+    return number
+
+
+def _advance(transaction: sa.Connection, key_id: str, current: int) -> bool:
+    """Make the next version the primary one; False if another is by now."""
+    table = tables.keys
+    where = (table.c.id == key_id, table.c.primary_version == current)
+    changed = transaction.execute(sa.update(table).where(*where).values(primary_version=current + 1))
+    return changed.rowcount > 0
+
+
+def _insert_version(
+    transaction: sa.Connection, key_id: str, number: int, layout: Layout, public: bytes, wrapped_secret: bytes | None
+) -> None:
+    transaction.execute(
+        sa.insert(tables.versions).values(
+            key=key_id,
+            number=number,
+            public_key=public,
+            public_key_digest=hashlib.sha256(public).digest(),
+            wrapped_secret=wrapped_secret,
+            state=State.ENABLED.value,
+            parameter_set=layout.parameters.name,
+            security_bits=layout.parameters.security_bits,
+            quantum_secure=layout.parameters.quantum,
+            created=datetime.now(UTC),
+            exported=False,
         )
+    )
+
+
+def _insert_evaluation_key(transaction: sa.Connection, key_id: str, number: int, element: int, material: bytes) -> None:
+    table = tables.evaluation_keys
+    where = (table.c.key == key_id, table.c.version == number, table.c.galois_element == element)
+    transaction.execute(sa.delete(table).where(*where))
+    transaction.execute(
+        sa.insert(table).values(
+            key=key_id,
+            version=number,
+            galois_element=element,
+            material=material,
+            digest=hashlib.sha256(material).digest(),
+        )
+    )
+
+
+def _no_version() -> KeyNotFound:
+    return KeyNotFound("no such key version: list the key and use its primary version")
 
 
 def _checked(material: bytes, digest: bytes) -> bytes:
@@ -306,6 +477,7 @@ def _checked(material: bytes, digest: bytes) -> bytes:
 def _key(row: sa.Row[Any]) -> Key:
     stored = dict(row._mapping["policy"])
     stored["curve"] = tuple((distance, rate) for distance, rate in stored["curve"])
+    stored["budget"] = Budget(**stored.get("budget", {}))  # keys from before budgets have the default one
     return Key(
         id=row.id,
         custody=Custody(row.custody),
@@ -313,5 +485,12 @@ def _key(row: sa.Row[Any]) -> Key:
         policy=Policy(**stored),
         version=row.primary_version,
         public_key_digest=row.public_key_digest,
-        created=row.created.replace(tzinfo=UTC),
+        created=in_utc(row.created),
+        oldest_version=row.oldest_version,
+        exportable=row.exportable,
     )
+
+
+def _version(row: sa.Row[Any]) -> Version:
+    values = dict(row._mapping) | {"state": State(row.state), "created": in_utc(row.created)}
+    return Version(**values | {"destroyed": row.destroyed and in_utc(row.destroyed)})

@@ -18,7 +18,17 @@ from sealface.runtime.interceptors import parsed
 
 _SERVICE = "/sealface.keys.v1.KeyService/"
 _OPEN = frozenset(
-    _SERVICE + method for method in ("GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide", "RenewBlock")
+    _SERVICE + method
+    for method in (
+        "GetKey",
+        "ListKeys",
+        "GetKeyVersion",
+        "ListKeyVersions",
+        "GetMaterial",
+        "GetServiceIdentity",
+        "Decide",
+        "RenewBlock",
+    )
 )
 
 

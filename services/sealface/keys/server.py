@@ -12,12 +12,12 @@ from sealface.cipher.scheme import Scheme
 from sealface.keys.callers import Callers
 from sealface.keys.judge import Judge
 from sealface.keys.keyring import Keyring
+from sealface.keys.lifecycle import Destroyer, Lifecycle
 from sealface.keys.operator import OperatorInterceptor
 from sealface.keys.servicer import KeyServicer
 from sealface.keys.wrapping import FileKey
 from sealface.runtime.server import Server, ServerConfig
-from sealface.storage.database import open_sqlite
-from sealface.storage.keys import metadata
+from sealface.storage.schema import KEYS
 from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
@@ -45,7 +45,7 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
     if not database.exists() and not key_file.exists():
         FileKey.create(key_file)
     provider = FileKey(key_file)
-    engine = open_sqlite(database, metadata)
+    engine = KEYS.open_file(database)
     callers = Callers(engine)
     if config.operator is not None:
         public = load_pem_public_key(config.operator.read_bytes())
@@ -54,6 +54,13 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
         callers.ensure_operator(config.operator.stem, public.public_bytes_raw())
     keyring = Keyring(engine, scheme, provider)
     judge = Judge(keyring, callers, engine, provider)
-    server = Server(config.server, [SERVICE], interceptors=[OperatorInterceptor(callers)])
-    key_service_pb2_grpc.add_KeyServiceServicer_to_server(KeyServicer(keyring, callers, judge), server.grpc)
+    lifecycle = Lifecycle(engine, keyring)
+    server = Server(
+        config.server,
+        [SERVICE],
+        interceptors=[OperatorInterceptor(callers)],
+        background=[Destroyer(lifecycle, engine)],
+    )
+    servicer = KeyServicer(keyring, lifecycle, callers, judge)
+    key_service_pb2_grpc.add_KeyServiceServicer_to_server(servicer, server.grpc)
     return server

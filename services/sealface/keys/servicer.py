@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 
 from sealface.errors import LimitExceeded
-from sealface.keys.callers import Caller, Callers, Role
-from sealface.keys.judge import Hearing, InvalidDecisionRequest, Judge, Operation, Refusal, Request, Verdict
-from sealface.keys.keyring import Custody, Key, Keyring, version_name
+from sealface.keys import messages
+from sealface.keys.callers import Callers
+from sealface.keys.judge import Hearing, Judge, Request, Verdict
+from sealface.keys.keyring import Keyring
+from sealface.keys.lifecycle import UNDO, Lifecycle
 from sealface.keys.renewal import Renewal
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import result_from_wire
 from sealface.runtime.timing import SERVER_TIMING, format_timing
 from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 
-_CHUNK_BYTES = 1 << 20
-_LARGEST_REQUEST_BYTES = 4096
 _MOST_LINKS = 1 << 20
-_OPERATIONS = {
-    decision_pb2.OPERATION_VERIFY: Operation.VERIFY,
-    decision_pb2.OPERATION_IDENTIFY: Operation.IDENTIFY,
-}
-_REFUSALS = {
-    Refusal.KEY_VERSION: decision_pb2.REFUSAL_KEY_VERSION,
-    Refusal.NOT_GENUINE: decision_pb2.REFUSAL_NOT_GENUINE,
-    Refusal.SLOTS: decision_pb2.REFUSAL_SLOTS,
-    Refusal.MALFORMED: decision_pb2.REFUSAL_MALFORMED,
-}
-_CUSTODIES = {
-    Custody.MANAGED: key_pb2.CUSTODY_MANAGED,
-    Custody.CLIENT_HELD: key_pb2.CUSTODY_CLIENT_HELD,
-}
-_ROLES = {
-    caller_pb2.CALLER_ROLE_VERIFIER: Role.VERIFIER,
-    caller_pb2.CALLER_ROLE_OPERATOR: Role.OPERATOR,
-}
-_ROLE_VALUES = {role: value for value, role in _ROLES.items()}
+_NO_NUMBER = 1 << 31
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,8 +35,9 @@ class TooManyLinks(LimitExceeded):
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """See `KeyService` in the contract. Operator methods are authenticated by `operator.OperatorInterceptor`."""
 
-    def __init__(self, keyring: Keyring, callers: Callers, judge: Judge) -> None:
+    def __init__(self, keyring: Keyring, lifecycle: Lifecycle, callers: Callers, judge: Judge) -> None:
         self._keyring = keyring
+        self._lifecycle = lifecycle
         self._callers = callers
         self._judge = judge
 
@@ -64,7 +48,9 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             raise convert.missing("key.custody: CUSTODY_MANAGED")
         layout = convert.layout_from_proto(request.key.parameter_set, request.key.score_format)
         policy = convert.policy_from_proto(request.key.policy)
-        return _key_to_proto(await asyncio.to_thread(self._keyring.create, key_id, layout, policy))
+        exportable = request.key.exportable
+        create = partial(self._keyring.create, key_id, layout, policy, exportable=exportable)
+        return messages.key_to_proto(await asyncio.to_thread(create))
 
     async def RegisterKey(self, request: key_service_pb2.RegisterKeyRequest, context: Context) -> key_pb2.Key:
         """See the contract."""
@@ -74,7 +60,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         layout = convert.layout_from_proto(request.key.parameter_set, request.key.score_format)
         policy = convert.policy_from_proto(request.key.policy)
         key = await asyncio.to_thread(self._keyring.register, key_id, layout, policy, request.public_key)
-        return _key_to_proto(key)
+        return messages.key_to_proto(key)
 
     async def UploadEvaluationKey(
         self, request: key_service_pb2.UploadEvaluationKeyRequest, context: Context
@@ -86,9 +72,89 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         )
         return key_service_pb2.UploadEvaluationKeyResponse()
 
+    async def RotateKey(self, request: key_service_pb2.RotateKeyRequest, context: Context) -> key_pb2.Key:
+        """See the contract."""
+        key_id, current = _primary(request.name, request.primary_version)
+        return messages.key_to_proto(await asyncio.to_thread(self._keyring.rotate, key_id, current))
+
+    async def RegisterKeyVersion(
+        self, request: key_service_pb2.RegisterKeyVersionRequest, context: Context
+    ) -> key_pb2.Key:
+        """See the contract."""
+        key_id, current = _primary(request.name, request.primary_version)
+        register = self._keyring.register_version
+        return messages.key_to_proto(await asyncio.to_thread(register, key_id, current, request.public_key))
+
+    async def UpdateKey(self, request: key_service_pb2.UpdateKeyRequest, context: Context) -> key_pb2.Key:
+        """See the contract."""
+        key_id = names.id_of(request.name, "keys")
+        key = await asyncio.to_thread(self._keyring.get, key_id)
+        if request.oldest_version:
+            key = await asyncio.to_thread(self._lifecycle.set_oldest, key_id, request.oldest_version)
+        if request.forbid_export:
+            key = await asyncio.to_thread(self._lifecycle.forbid_export, key_id)
+        return messages.key_to_proto(key)
+
+    async def GetKeyVersion(
+        self, request: key_service_pb2.GetKeyVersionRequest, context: Context
+    ) -> key_pb2.KeyVersion:
+        """See the contract."""
+        return messages.version_to_proto(
+            await asyncio.to_thread(self._keyring.version, *names.key_version(request.name))
+        )
+
+    async def ListKeyVersions(
+        self, request: key_service_pb2.ListKeyVersionsRequest, context: Context
+    ) -> key_service_pb2.ListKeyVersionsResponse:
+        """See the contract."""
+        limit = convert.page_limit(request.page_size)
+        before = int(request.page_token) if request.page_token.isdecimal() else _NO_NUMBER
+        key_id = names.id_of(request.parent, "keys")
+        versions = await asyncio.to_thread(self._keyring.versions, key_id, min(before, _NO_NUMBER), limit + 1)
+        return key_service_pb2.ListKeyVersionsResponse(
+            versions=[messages.version_to_proto(version) for version in versions[:limit]],
+            next_page_token=str(versions[limit - 1].number) if len(versions) > limit else "",
+        )
+
+    async def UpdateKeyVersion(
+        self, request: key_service_pb2.UpdateKeyVersionRequest, context: Context
+    ) -> key_pb2.KeyVersion:
+        """See the contract."""
+        changes = {
+            key_pb2.KEY_VERSION_STATE_ENABLED: self._lifecycle.enable,
+            key_pb2.KEY_VERSION_STATE_DISABLED: self._lifecycle.disable,
+        }
+        change = changes.get(request.state)
+        if change is None:
+            raise convert.missing("state: KEY_VERSION_STATE_ENABLED or KEY_VERSION_STATE_DISABLED")
+        return messages.version_to_proto(await asyncio.to_thread(change, *names.key_version(request.name)))
+
+    async def DestroyKeyVersion(
+        self, request: key_service_pb2.DestroyKeyVersionRequest, context: Context
+    ) -> key_pb2.KeyVersion:
+        """See the contract."""
+        undo = request.undo_window.ToTimedelta() if request.HasField("undo_window") else UNDO
+        name = names.key_version(request.name)
+        return messages.version_to_proto(await asyncio.to_thread(self._lifecycle.schedule_destruction, *name, undo))
+
+    async def RestoreKeyVersion(
+        self, request: key_service_pb2.RestoreKeyVersionRequest, context: Context
+    ) -> key_pb2.KeyVersion:
+        """See the contract."""
+        restored = await asyncio.to_thread(self._lifecycle.restore, *names.key_version(request.name))
+        return messages.version_to_proto(restored)
+
+    async def ExportKeyVersion(
+        self, request: key_service_pb2.ExportKeyVersionRequest, context: Context
+    ) -> key_service_pb2.ExportKeyVersionResponse:
+        """See the contract."""
+        name = names.key_version(request.name)
+        box = await asyncio.to_thread(self._lifecycle.export, *name, request.hpke_public_key)
+        return key_service_pb2.ExportKeyVersionResponse(box=box)
+
     async def GetKey(self, request: key_service_pb2.GetKeyRequest, context: Context) -> key_pb2.Key:
         """See the contract."""
-        return _key_to_proto(await asyncio.to_thread(self._keyring.get, names.id_of(request.name, "keys")))
+        return messages.key_to_proto(await asyncio.to_thread(self._keyring.get, names.id_of(request.name, "keys")))
 
     async def ListKeys(
         self, request: key_service_pb2.ListKeysRequest, context: Context
@@ -97,7 +163,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         limit = convert.page_limit(request.page_size)
         keys = await asyncio.to_thread(self._keyring.page, request.page_token, limit + 1)
         return key_service_pb2.ListKeysResponse(
-            keys=[_key_to_proto(key) for key in keys[:limit]],
+            keys=[messages.key_to_proto(key) for key in keys[:limit]],
             next_page_token=keys[limit - 1].id if len(keys) > limit else "",
         )
 
@@ -105,7 +171,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         """See the contract."""
         policy = convert.policy_from_proto(request.policy)
         key_id = names.id_of(request.name, "keys")
-        return _key_to_proto(await asyncio.to_thread(self._keyring.update_policy, key_id, policy))
+        return messages.key_to_proto(await asyncio.to_thread(self._keyring.update_policy, key_id, policy))
 
     async def GetMaterial(
         self, request: key_service_pb2.GetMaterialRequest, context: Context
@@ -115,22 +181,22 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         kinds = set(request.kinds) or {key_pb2.MATERIAL_KIND_PUBLIC_KEY}
         if key_pb2.MATERIAL_KIND_PUBLIC_KEY in kinds:
             public = await asyncio.to_thread(self._keyring.public_key, key_id, number)
-            for chunk in _chunks(key_pb2.MATERIAL_KIND_PUBLIC_KEY, 0, public):
+            for chunk in messages.chunks(key_pb2.MATERIAL_KIND_PUBLIC_KEY, 0, public):
                 yield chunk
         if key_pb2.MATERIAL_KIND_GALOIS_KEY in kinds:
             evaluation = self._keyring.evaluation_keys(key_id, number)
             while item := await asyncio.to_thread(next, evaluation, None):
-                for chunk in _chunks(key_pb2.MATERIAL_KIND_GALOIS_KEY, *item):
+                for chunk in messages.chunks(key_pb2.MATERIAL_KIND_GALOIS_KEY, *item):
                     yield chunk
 
     async def CreateCaller(self, request: key_service_pb2.CreateCallerRequest, context: Context) -> caller_pb2.Caller:
         """See the contract."""
         caller_id = names.check_id(request.caller_id, "caller_id")
-        role = _ROLES.get(request.caller.role)
+        role = messages.ROLES.get(request.caller.role)
         if role is None:
             raise convert.missing("caller.role")
         caller = await asyncio.to_thread(self._callers.create, caller_id, request.caller.verifying_key, role)
-        return _caller_to_proto(caller)
+        return messages.caller_to_proto(caller)
 
     async def ListCallers(
         self, request: key_service_pb2.ListCallersRequest, context: Context
@@ -139,7 +205,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         limit = convert.page_limit(request.page_size)
         callers = await asyncio.to_thread(self._callers.page, request.page_token, limit + 1)
         return key_service_pb2.ListCallersResponse(
-            callers=[_caller_to_proto(caller) for caller in callers[:limit]],
+            callers=[messages.caller_to_proto(caller) for caller in callers[:limit]],
             next_page_token=callers[limit - 1].id if len(callers) > limit else "",
         )
 
@@ -168,7 +234,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         async for message in request_iterator:
             if first is None or hearing is None:
                 first, signed = message, message.request
-                request = _request_from_proto(signed.decision_request)
+                request = messages.request_from_proto(signed.decision_request)
                 hearing = await asyncio.to_thread(self._judge.admit, request, signed.decision_request, signed.signature)
             links.extend((link.slot, link.lead) for link in message.links)
             if len(links) > _MOST_LINKS:
@@ -202,8 +268,8 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         if renewal is None:
             raise convert.missing("header")
         renewed = await asyncio.to_thread(renewal.renew, bytes(data))
-        for at in range(0, len(renewed), _CHUNK_BYTES):
-            yield key_service_pb2.RenewBlockResponse(data=renewed[at : at + _CHUNK_BYTES])
+        for at in range(0, len(renewed), messages.CHUNK_BYTES):
+            yield key_service_pb2.RenewBlockResponse(data=renewed[at : at + messages.CHUNK_BYTES])
 
     def _seal(
         self, request: Request, verdict: Verdict, layout_epoch: int, share_searched: float
@@ -217,77 +283,15 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
             layout_epoch=layout_epoch,
             probe_digest=request.probe_digest,
         ).SerializeToString()
-        decision = _decision_to_proto(verdict, share_searched).SerializeToString()
+        decision = messages.decision_to_proto(verdict, share_searched).SerializeToString()
         box = sealing.seal(decision, binding, request.hpke_public_key)
         signature = sealing.sign_box(self._judge.signing_key, binding, box)
         return decision_pb2.SealedDecision(binding=binding, box=box, signature=signature)
 
 
-def _chunks(kind: key_pb2.MaterialKind.ValueType, element: int, data: bytes) -> list[key_pb2.MaterialChunk]:
-    return [
-        key_pb2.MaterialChunk(
-            kind=kind, galois_element=element, data=data[at : at + _CHUNK_BYTES], total_bytes=len(data)
-        )
-        for at in range(0, len(data), _CHUNK_BYTES)
-    ]
-
-
-def _request_from_proto(data: bytes) -> Request:
-    if len(data) > _LARGEST_REQUEST_BYTES:
-        raise InvalidDecisionRequest(f"a decision request has at most {_LARGEST_REQUEST_BYTES} bytes")
-    try:
-        message = decision_pb2.DecisionRequest.FromString(data)
-    except Exception:  # protobuf's DecodeError differs between its implementations
-        raise InvalidDecisionRequest("decision_request is no serialised DecisionRequest") from None
-    operation = _OPERATIONS.get(message.operation)
-    if operation is None:
-        raise convert.missing("decision_request.operation")
-    return Request(
-        request_id=message.request_id,
-        nonce=message.nonce,
-        caller=message.caller,
-        gallery=message.gallery,
-        key_version=message.key_version,
-        operation=operation,
-        claimed_slots=tuple(message.claimed_slots),
-        max_candidates=message.max_candidates,
-        probe_digest=message.probe_digest,
-        hpke_public_key=message.hpke_public_key,
-        expires=message.expire_time.seconds + message.expire_time.nanos / 1e9,
-    )
-
-
-def _decision_to_proto(verdict: Verdict, share_searched: float) -> decision_pb2.Decision:
-    outcome = verdict.outcome
-    if isinstance(outcome, Refusal):
-        return decision_pb2.Decision(
-            outcome=decision_pb2.OUTCOME_REFUSED, refusal=_REFUSALS[outcome], share_searched=share_searched
-        )
-    return decision_pb2.Decision(
-        outcome=decision_pb2.OUTCOME_MATCH if outcome.candidates else decision_pb2.OUTCOME_NO_MATCH,
-        candidates=[decision_pb2.Candidate(slot=c.slot, distance=c.distance) for c in outcome.candidates],
-        distance=outcome.distance,
-        share_searched=share_searched,
-    )
-
-
-def _key_to_proto(key: Key) -> key_pb2.Key:
-    return key_pb2.Key(
-        name=f"keys/{key.id}",
-        custody=_CUSTODIES[key.custody],
-        parameter_set=key.layout.parameters.name,
-        score_format=convert.layout_to_proto(key.layout),
-        policy=convert.policy_to_proto(key.policy),
-        primary_version=version_name(key.id, key.version),
-        public_key_digest=key.public_key_digest,
-        create_time=convert.timestamp(key.created),
-    )
-
-
-def _caller_to_proto(caller: Caller) -> caller_pb2.Caller:
-    return caller_pb2.Caller(
-        name=f"callers/{caller.id}",
-        verifying_key=caller.verifying_key,
-        role=_ROLE_VALUES[caller.role],
-        create_time=convert.timestamp(caller.created),
-    )
+def _primary(key: str, primary_version: str) -> tuple[str, int]:
+    """Key id, and number of the version that its caller takes for the primary one."""
+    key_id, current = names.key_version(primary_version)
+    if key_id != names.id_of(key, "keys"):
+        raise convert.missing("primary_version: of the same key")
+    return key_id, current

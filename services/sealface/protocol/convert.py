@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.errors import InvalidInput
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import Budget, Policy
 from sealface_protos.keys.v1 import key_pb2
 
 PAGE_SIZE = 100
@@ -94,7 +94,13 @@ def policy_from_proto(message: key_pb2.Policy) -> Policy:
         max_candidates=message.max_candidates,
         disclosure_step=message.disclosure_step if disclosed else 0.0,
         version=message.version,
+        budget=_budget(message.budget),
     )
+
+
+def _budget(message: key_pb2.Budget) -> Budget:
+    """A budget; what is not set is as it is by default."""
+    return Budget(**{field.name: value for field, value in message.ListFields()})
 
 
 def policy_to_proto(policy: Policy) -> key_pb2.Policy:
@@ -110,4 +116,5 @@ def policy_to_proto(policy: Policy) -> key_pb2.Policy:
         disclosure=(key_pb2.DISCLOSURE_ROUNDED_DISTANCE if policy.disclosure_step else key_pb2.DISCLOSURE_DECISION),
         disclosure_step=policy.disclosure_step,
         version=policy.version,
+        budget=key_pb2.Budget(**vars(policy.budget)),
     )

@@ -19,6 +19,26 @@ class InvalidPolicy(InvalidInput):
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How much a caller may ask of a key.
+
+    Attributes:
+        decisions_per_hour: decisions in an hour.
+        comparisons_per_hour: templates that its probes are compared with in an hour.
+        decisions_per_version: decisions of one key version. N = 4,096 ternary coefficients are 6,492 bits, and a
+            decision tells one at most: beyond some ten thousand a caller that colludes with compute may hold the key.
+    """
+
+    decisions_per_hour: int = 3_600
+    comparisons_per_hour: int = 100_000_000
+    decisions_per_version: int = 10_000
+
+    def __post_init__(self) -> None:
+        if not all(0 < value < 1 << 53 for value in vars(self).values()):
+            raise InvalidPolicy("a budget must be positive")
+
+
+@dataclass(frozen=True)
 class Policy:
     """Thresholds, largest k, disclosure. Distances are in the unit of the key's metric.
 
@@ -30,6 +50,7 @@ class Policy:
         max_candidates: most subjects a search names.
         disclosure_step: step that disclosed distances are rounded to; 0 discloses none.
         version: counts changes, from 1.
+        budget: how much a caller may ask.
     """
 
     verification_threshold: float
@@ -39,6 +60,7 @@ class Policy:
     max_candidates: int = 1
     disclosure_step: float = 0.0
     version: int = 1
+    budget: Budget = Budget()
 
     def __post_init__(self) -> None:
         thresholds = (self.verification_threshold, self.identification_threshold)

@@ -19,10 +19,15 @@ from sealface.errors import InvalidInput, SealfaceError
 PADDED_BYTES = 1024
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_128_GCM)
 _CONTEXT = b"sealface decision v1\0"
+_EXPORT = b"sealface key export v1\0"
 
 
 class DecisionNotGenuine(SealfaceError):
     """A sealed decision was not made by the key service for this request."""
+
+
+class SecretNotForUs(SealfaceError):
+    """An exported secret key was not sealed for this receiver and key version."""
 
 
 class InvalidRecipient(InvalidInput):
@@ -63,6 +68,35 @@ def open_box(box: bytes, binding: bytes, key: X25519PrivateKey) -> bytes:
     if size > len(padded) - 4:
         raise DecisionNotGenuine("the sealed decision is malformed: ask again")
     return padded[4 : 4 + size]
+
+
+def seal_secret(secret: bytes, key_version: str, recipient: bytes) -> bytes:
+    """A secret key in a box, 48 bytes longer than it.
+
+    Args:
+        secret: any bytes.
+        key_version: resource name of its version; needed again to open it.
+        recipient: X25519 public key, 32 bytes.
+
+    Raises:
+        InvalidRecipient: the key is none, or a point of small order.
+    """
+    try:
+        return _SUITE.encrypt(secret, X25519PublicKey.from_public_bytes(recipient), info=_EXPORT + key_version.encode())
+    except ValueError:
+        raise InvalidRecipient("hpke_public_key is no X25519 public key: make one for each request") from None
+
+
+def open_secret(box: bytes, key_version: str, key: X25519PrivateKey) -> bytes:
+    """The secret key in a box.
+
+    Raises:
+        SecretNotForUs: the box is not for this key and key version.
+    """
+    try:
+        return _SUITE.decrypt(box, key, info=_EXPORT + key_version.encode())
+    except (InvalidTag, ValueError):
+        raise SecretNotForUs("the exported key does not open: export it again") from None
 
 
 def _payload(binding: bytes, box: bytes) -> bytes:

@@ -17,6 +17,8 @@ keys = sa.Table(
     sa.Column("largest_norm", sa.Float, nullable=False),
     sa.Column("policy", sa.JSON, nullable=False),
     sa.Column("primary_version", sa.Integer, nullable=False),
+    sa.Column("oldest_version", sa.Integer, nullable=False),  # that opens anything
+    sa.Column("exportable", sa.Boolean, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
 )
 
@@ -27,7 +29,14 @@ versions = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("public_key", sa.LargeBinary, nullable=False),
     sa.Column("public_key_digest", sa.LargeBinary(32), nullable=False),
-    sa.Column("wrapped_secret", sa.LargeBinary, nullable=True),  # none where the client holds it
+    sa.Column("wrapped_secret", sa.LargeBinary, nullable=True),  # none where the client holds it, or when destroyed
+    sa.Column("state", sa.String(24), nullable=False),
+    sa.Column("parameter_set", sa.String(64), nullable=False),
+    sa.Column("security_bits", sa.Integer, nullable=False),
+    sa.Column("quantum_secure", sa.Boolean, nullable=False),
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("destroyed", sa.DateTime(timezone=True), nullable=True),  # when it is to be, or was
+    sa.Column("exported", sa.Boolean, nullable=False),  # ever
 )
 
 evaluation_keys = sa.Table(

@@ -18,7 +18,7 @@ from deploy import servers
 
 from sealface.cli.processes import SERVICES, LocalServices, local_services
 from sealface.storage.database import open_database
-from sealface.storage.schema import migrate
+from sealface.storage.schema import RECORD
 from sealface_client import AsyncClient
 from tests.system.chaos.components import Component, DoesNotComeBack, Server, Service, Watching, Worker, actors
 from tests.system.chaos.load import Again, Caller, Crowd, Final, Hung, Load
@@ -71,7 +71,7 @@ def started(scenario: Scenario, chance: random.Random, state: Path | None) -> It
         if scenario.servers:
             postgresql, redis = stack.enter_context(servers.postgresql()), stack.enter_context(servers.redis())
             engine = open_database(postgresql.url)
-            migrate(engine)
+            RECORD.migrate(engine)
             engine.dispose()
             environment |= {"SEALFACE_DATABASE": postgresql.url, "SEALFACE_REDIS": redis.url}
             components += [Server("postgresql", postgresql), Server("redis", redis)]

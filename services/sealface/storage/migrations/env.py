@@ -2,10 +2,11 @@
 
 from alembic import context
 
-from sealface.storage.record import metadata
-
-connection = context.config.attributes["connection"]
+attributes = context.config.attributes
 context.configure(
-    connection=connection, target_metadata=metadata, render_as_batch=True, transaction_per_migration=False
+    connection=attributes["connection"],
+    target_metadata=attributes["metadata"],
+    render_as_batch=True,
+    transaction_per_migration=False,
 )
 context.run_migrations()
