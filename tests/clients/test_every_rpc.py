@@ -2,9 +2,10 @@
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sealface.cipher.parameters import N4096
-from sealface.protocol import convert
+from sealface.protocol import convert, sealing
 from sealface.protocol.policy import Policy
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import gallery_pb2, operation_pb2
@@ -36,6 +37,36 @@ async def stream(call):
     return [part async for part in call]
 
 
+async def answer_versions(call, keys, public):
+    """The methods of key versions; the keys `door` and `safe` are there, and stay."""
+    k = key_service_pb2
+    other = new_key(exportable=True)
+    await keys.CreateKey(k.CreateKeyRequest(key_id="other", key=other))
+    first, second = "keys/other/versions/1", "keys/other/versions/2"
+    rotated = await call("RotateKey", keys.RotateKey(k.RotateKeyRequest(name="keys/other", primary_version=first)))
+    assert rotated.primary_version == second
+    held = k.RegisterKeyVersionRequest(name="keys/safe", primary_version="keys/safe/versions/1", public_key=public)
+    registered = await call("RegisterKeyVersion", keys.RegisterKeyVersion(held))
+    assert registered.primary_version == "keys/safe/versions/2"
+    receiver = X25519PrivateKey.generate()
+    export = k.ExportKeyVersionRequest(name=second, hpke_public_key=receiver.public_key().public_bytes_raw())
+    exported = await call("ExportKeyVersion", keys.ExportKeyVersion(export))
+    assert sealing.open_secret(exported.box, second, receiver)
+    updated = await call("UpdateKey", keys.UpdateKey(k.UpdateKeyRequest(name="keys/other", oldest_version=2)))
+    assert updated.oldest_version == 2
+    disabled = k.UpdateKeyVersionRequest(name=first, state=key_pb2.KEY_VERSION_STATE_DISABLED)
+    version = await call("UpdateKeyVersion", keys.UpdateKeyVersion(disabled))
+    assert version.state == key_pb2.KEY_VERSION_STATE_DISABLED
+    version = await call("DestroyKeyVersion", keys.DestroyKeyVersion(k.DestroyKeyVersionRequest(name=first)))
+    assert version.state == key_pb2.KEY_VERSION_STATE_DESTROY_SCHEDULED
+    version = await call("RestoreKeyVersion", keys.RestoreKeyVersion(k.RestoreKeyVersionRequest(name=first)))
+    assert version.state == key_pb2.KEY_VERSION_STATE_DISABLED
+    version = await call("GetKeyVersion", keys.GetKeyVersion(k.GetKeyVersionRequest(name=second)))
+    assert (version.exported, version.security_bits, version.quantum_secure) == (True, 128, True)
+    listed = await call("ListKeyVersions", keys.ListKeyVersions(k.ListKeyVersionsRequest(parent="keys/other")))
+    assert [version.name for version in listed.versions] == [second, first]
+
+
 @both_schemes
 async def test_every_method_of_the_contract_answers(suite, client):
     keys, records, searches = client.keys, client.enrollment, client.matching
@@ -64,6 +95,7 @@ async def test_every_method_of_the_contract_answers(suite, client):
     rule = convert.policy_to_proto(Policy(0.4, 0.3, max_candidates=4))
     updated = await call("UpdatePolicy", keys.UpdatePolicy(k.UpdatePolicyRequest(name="keys/door", policy=rule)))
     assert updated.policy.max_candidates == 4
+    await answer_versions(call, keys, client.scheme.generate(N4096).public)
     request = k.GetMaterialRequest(key_version="keys/safe/versions/1")
     assert b"".join(c.data for c in await call("GetMaterial", stream(keys.GetMaterial(request)))) == made.public
     await call("CreateCaller", keys.CreateCaller(k.CreateCallerRequest(caller_id="bob", caller=CALLER)))

@@ -11,15 +11,32 @@ from sealface.keys import operator
 from sealface.keys.callers import OPERATOR_WINDOW_S
 from sealface.protocol import convert
 from sealface.protocol.signing import Credential
-from sealface_protos.keys.v1 import caller_pb2, key_service_pb2
+from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
 from tests.conftest import POLICY, dump, refused
 from tests.keys.conftest import create_key, new_key
 
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"]
-OPEN = {"GetKey", "ListKeys", "GetMaterial", "GetServiceIdentity", "Decide", "RenewBlock"}
+OPEN = {
+    "GetKey",
+    "ListKeys",
+    "GetKeyVersion",
+    "ListKeyVersions",
+    "GetMaterial",
+    "GetServiceIdentity",
+    "Decide",
+    "RenewBlock",
+}
 OPERATOR = [method.name for method in SERVICE.methods if method.name not in OPEN]
 CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_VERIFIER)
+FIRST = "keys/door/versions/1"
 REQUESTS = {
+    "RotateKey": key_service_pb2.RotateKeyRequest(name="keys/door", primary_version=FIRST),
+    "RegisterKeyVersion": key_service_pb2.RegisterKeyVersionRequest(name="keys/door", primary_version=FIRST),
+    "UpdateKey": key_service_pb2.UpdateKeyRequest(name="keys/door", forbid_export=True),
+    "UpdateKeyVersion": key_service_pb2.UpdateKeyVersionRequest(name=FIRST, state=key_pb2.KEY_VERSION_STATE_DISABLED),
+    "DestroyKeyVersion": key_service_pb2.DestroyKeyVersionRequest(name=FIRST),
+    "RestoreKeyVersion": key_service_pb2.RestoreKeyVersionRequest(name=FIRST),
+    "ExportKeyVersion": key_service_pb2.ExportKeyVersionRequest(name=FIRST, hpke_public_key=bytes(range(32))),
     "CreateKey": key_service_pb2.CreateKeyRequest(key_id="new", key=new_key()),
     "RegisterKey": key_service_pb2.RegisterKeyRequest(key_id="new", key=new_key(custody=2), public_key=b"x"),
     "UploadEvaluationKey": key_service_pb2.UploadEvaluationKeyRequest(key_version="keys/door/versions/1"),

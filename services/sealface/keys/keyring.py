@@ -332,7 +332,6 @@ class Keyring:
         if key.custody is not Custody.MANAGED:
             raise KeyClientHeld("the key is held by its owner, who opens scores with the client library")
         if version.state is not State.ENABLED or number < key.oldest_version:
-            self._opener.cache_clear()
             if version.state is State.QUARANTINED:
                 raise KeyVersionQuarantined("the key version is in quarantine: an operator must look, and enable it")
             raise KeyVersionInactive(
@@ -341,6 +340,10 @@ class Keyring:
                 oldest=key.oldest_version,
             )
         return self._opener(key_id, number, version.created)
+
+    def drop_openers(self) -> None:
+        """Hold no secret longer than it is wanted: the state of a version has changed."""
+        self._opener.cache_clear()
 
     def secret(self, key_id: str, number: int) -> bytes:
         """The packed secret key of a version, for those who may have it.

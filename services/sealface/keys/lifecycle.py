@@ -144,6 +144,8 @@ class Lifecycle:
                 transaction.execute(sa.delete(tables.evaluation_keys).where(*of_version))
                 values: dict[str, Any] = {"state": State.DESTROYED, "wrapped_secret": None}
                 self._update(transaction, key_id, number, (State.DESTROY_SCHEDULED,), **values)
+        if rows:
+            self._keyring.drop_openers()
         return len(rows)
 
     def export(self, key_id: str, number: int, recipient: bytes) -> bytes:
@@ -174,6 +176,7 @@ class Lifecycle:
         allowed = (State.ENABLED, State.DISABLED, State.QUARANTINED)
         with self._engine.begin() as transaction:
             changed = self._update(transaction, key_id, number, allowed, state=state, **values)
+        self._keyring.drop_openers()
         version = self._keyring.version(key_id, number)
         if not changed:
             raise _destroyed()
@@ -203,6 +206,7 @@ class Destroyer:
     def __init__(self, lifecycle: Lifecycle, engine: sa.Engine) -> None:
         self._lifecycle = lifecycle
         self._engine = engine
+        self._left = True  # whoever died may have left a destroyed secret in the log
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="destroyer", daemon=True)
 
@@ -216,12 +220,15 @@ class Destroyer:
         if self._thread.is_alive():
             self._thread.join()
 
+    def look(self) -> None:
+        """Destroy what is due, and have it out of the database's log; what does not succeed is done the next time."""
+        self._left |= self._lifecycle.destroy_due() > 0
+        self._left = self._left and not forget(self._engine)
+
     def _run(self) -> None:
-        left = True  # whoever died may have left a destroyed secret in the log
         while not self._stopping.is_set():
             try:
-                left |= self._lifecycle.destroy_due() > 0
-                left = left and not forget(self._engine)
+                self.look()
             except Exception as error:
                 _log.error("not finished", error=type(error).__name__)
             self._stopping.wait(_LOOK_S)
