@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tenseal import sealapi
 
 from sealface.cipher import parameters as module
 from sealface.cipher.parameters import (
@@ -47,6 +48,48 @@ def test_shipped_sets_pass_our_check_and_seals(shipped: ParameterSet) -> None:
 def test_too_large_a_modulus_is_refused(degree: int, claim: dict[str, Any]) -> None:
     with pytest.raises(InsecureParameters, match=r"modulus|estimate"):
         ParameterSet("weak", degree, N4096.primes, **claim)
+
+
+def primes_of(*bits: int) -> tuple[int, ...]:
+    """Primes that are 1 mod 2^14, of these bits."""
+    return tuple(next(p for p in range((1 << b) - (1 << 14) + 1, 0, -(1 << 14)) if module._is_prime(p)) for b in bits)
+
+
+@pytest.mark.parametrize(
+    ("claim", "primes", "limit"),
+    [
+        (192, primes_of(40, 40, 40, 40), 152),  # CipherFace's setting for 192 bits: N=8192, 160 bits of modulus
+        (256, primes_of(40, 40, 40), 118),  # and for 256: 120 bits
+    ],
+)
+def test_cipherfaces_settings_for_192_and_256_bits_exceed_their_own_limits(
+    claim: int, primes: tuple[int, ...], limit: int
+) -> None:
+    with pytest.raises(InsecureParameters, match=f"over the {limit} bits that {claim}-bit security allows"):
+        ParameterSet("cipherface", 8192, primes, security_bits=claim, quantum=False)
+
+
+@pytest.mark.parametrize("claim", [128, 192, 256])
+@pytest.mark.parametrize("degree", [1024, 2048, 4096, 8192, 16384])
+def test_the_table_is_the_standards_as_seal_has_it(claim: int, degree: int) -> None:
+    level = getattr(sealapi.SEC_LEVEL_TYPE, f"TC{claim}")
+    classical, quantum = module._LARGEST_MODULUS_BITS[claim][degree]
+    assert classical == sealapi.CoeffModulus.MaxBitCount(degree, level)
+    assert quantum < classical
+
+
+@pytest.mark.parametrize("claim", [128, 192, 256])
+@pytest.mark.parametrize("quantum", [False, True])
+def test_every_level_has_its_boundary(claim: int, quantum: bool) -> None:
+    limit = module._LARGEST_MODULUS_BITS[claim][8192][quantum]
+    largest = min(29, limit // 3)
+    fits = (*primes_of(largest, largest - 1), *primes_of(min(40, limit - 2 * largest + 1)))
+    claimed = {"security_bits": claim, "quantum": quantum, "template_scale_bits": 20, "probe_scale_bits": 20}
+    made = ParameterSet("fits", 8192, fits, **claimed)
+    assert made.modulus_bits <= limit
+    too_many = (*fits[:2], *primes_of(limit - made.modulus_bits + 42))
+    with pytest.raises(InsecureParameters, match=f"over the {limit} bits that {claim}-bit security allows"):
+        ParameterSet("exceeds", 8192, too_many, **claimed)
 
 
 def test_the_limit_itself_is_the_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
