@@ -24,13 +24,12 @@ SMALL, OTHER, SPECIAL = N4096.primes
 
 @pytest.mark.parametrize("shipped", [N4096, N8192], ids=lambda s: s.name)
 def test_shipped_sets_pass_our_check_and_seals(shipped: ParameterSet) -> None:
-    copy = ParameterSet(shipped.name, shipped.degree, shipped.primes)
-    assert copy == shipped
-    assert shipped.security_bits == 128
+    claimed = {4096: 128, 8192: 256}[shipped.degree]
+    assert ParameterSet(shipped.name, shipped.degree, shipped.primes, security_bits=claimed) == shipped
     assert shipped.quantum
     context = _context(shipped)
     assert context.parameters_set()
-    assert "128" in str(context.key_context_data().qualifiers().sec_level)
+    assert f"{claimed}" in str(context.key_context_data().qualifiers().sec_level)
     assert context.key_context_data().total_coeff_modulus_bit_count() == shipped.modulus_bits
 
 
@@ -150,5 +149,8 @@ def test_sets_by_name_and_dimension() -> None:
     assert for_dimension(2048) is N4096
     assert for_dimension(2049) is N8192
     assert for_dimension(4096) is N8192
-    with pytest.raises(UnknownParameters):
-        for_dimension(4097)
+    assert for_dimension(128, security_bits=192) is N8192
+    assert for_dimension(128, security_bits=256) is N8192
+    for wrong in ((4097, 128), (128, 257)):
+        with pytest.raises(UnknownParameters):
+            for_dimension(*wrong)

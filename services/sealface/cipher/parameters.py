@@ -117,7 +117,8 @@ class ParameterSet:
 
 # N=4096 holds dimensions up to 2,048 (a group needs an empty position beside one template), N=8192 the rest.
 N4096: Final = ParameterSet("ckks-n4096-v1", 4096, (1073668097, 1073692673, 1099511480321))
-N8192: Final = ParameterSet("ckks-n8192-v1", 8192, (1073643521, 1073692673, 1099511480321))
+# The modulus is as long, so that N=8192 has 256 bits of security: also for those who want that of short vectors.
+N8192: Final = ParameterSet("ckks-n8192-v1", 8192, (1073643521, 1073692673, 1099511480321), security_bits=256)
 _SETS: Final = {parameters.name: parameters for parameters in (N4096, N8192)}
 
 
@@ -138,9 +139,16 @@ def parameter_set(name: str) -> ParameterSet:
         raise UnknownParameters(f"no parameter set of that name: use one of {', '.join(_SETS)}") from None
 
 
-def for_dimension(dimension: int) -> ParameterSet:
-    """The smallest set whose groups hold vectors of that many elements and an empty check position."""
+def for_dimension(dimension: int, security_bits: int = 128) -> ParameterSet:
+    """The smallest set, of that security at least, whose groups hold vectors of that many elements and a check.
+
+    Raises:
+        UnknownParameters: there is none.
+    """
     for parameters in _SETS.values():
-        if 2 * dimension <= parameters.degree:
+        if 2 * dimension <= parameters.degree and parameters.security_bits >= security_bits:
             return parameters
-    raise UnknownParameters(f"no parameter set holds vectors of {dimension} elements: 4,096 is the largest")
+    raise UnknownParameters(
+        f"no parameter set holds vectors of {dimension} elements with {security_bits} bits of security: "
+        "4,096 elements and 256 bits are the most"
+    )

@@ -32,7 +32,8 @@ def _context(parameters: ParameterSet) -> Any:
     encryption = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.CKKS)
     encryption.set_poly_modulus_degree(parameters.degree)
     encryption.set_coeff_modulus([sealapi.Modulus(p) for p in parameters.primes])
-    context = sealapi.SEALContext(encryption, True, sealapi.SEC_LEVEL_TYPE.TC128)
+    level = getattr(sealapi.SEC_LEVEL_TYPE, f"TC{parameters.security_bits}")
+    context = sealapi.SEALContext(encryption, True, level)
     if not context.parameters_set():
         raise ValueError(f"{parameters.name}: {context.parameters_error_message()}")
     return context

@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Make the change; the versions that are there all have 128 bits of security against quantum computers."""
+    """Make the change; of the versions that are there N=4096 has 128 bits of security, and N=8192 has 256."""
     columns = {
         "keys": (
             sa.Column("oldest_version", sa.Integer, nullable=False, server_default="1"),
@@ -29,3 +29,4 @@ def upgrade() -> None:
             op.add_column(table, column)
     for name in ("parameter_set", "created"):
         op.execute(f"UPDATE key_versions SET {name} = (SELECT {name} FROM keys WHERE id = key_versions.key)")  # noqa: S608
+    op.execute("UPDATE key_versions SET security_bits = 256 WHERE parameter_set = 'ckks-n8192-v1'")
