@@ -45,9 +45,10 @@ def _described(layout: Layout, columns: int) -> bytes:
     return _digest(repr(described).encode())
 
 
-def _random(count: int) -> Vector:
+def _random(count: int, seed: bytes | None = None) -> Vector:
     """Uniform in +-8, about what a masked coefficient of CKKS opens to."""
-    return np.frombuffer(os.urandom(8 * count), "<i8") / 2.0**60
+    drawn = os.urandom(8 * count) if seed is None else hashlib.shake_256(seed).digest(8 * count)
+    return np.frombuffer(drawn, "<i8") / 2.0**60
 
 
 def _element(parameters: ParameterSet, level: int) -> int:
@@ -201,7 +202,7 @@ class _Evaluator:
         sealed = self._parse(_TEMPLATE, template)
         return _seal(_TEMPLATE, sealed.key, self._layout, 1, sealed.values)
 
-    def admit_probe(self, probe: bytes) -> PlainProbe:
+    def admit_probe(self, probe: bytes, seed: bytes | None = None) -> PlainProbe:
         return PlainProbe(self._parse(_PROBE, probe))
 
     def admit_block(self, shape: Shape, block: bytes) -> bytes:
@@ -249,9 +250,11 @@ class _Evaluator:
         vectors = sealed.values.reshape(shape.capacity, -1)
         return PlainBlock(shape, frozenset((sealed.key,)), vectors, _norms(self._layout, vectors))
 
-    def expand(self, probes: Sequence[PlainProbe], shapes: Iterable[Shape]) -> dict[Shape, PlainLeaves]:
+    def expand(
+        self, probes: Sequence[PlainProbe], shapes: Iterable[Shape], deepest: int = 1
+    ) -> dict[Shape, PlainLeaves]:
         wanted = set(shapes)
-        deepest = max((shape.columns for shape in wanted), default=1)
+        deepest = max((shape.columns for shape in wanted), default=deepest)
         vectors = np.array([probe.sealed.values for probe in probes]).reshape(len(probes), self._layout.dimension)
         norms = _norms(self._layout, vectors)
         split = [self._split(probe.sealed.key, deepest) for probe in probes]
@@ -264,21 +267,29 @@ class _Evaluator:
         leaves: PlainLeaves,
         requested: Sequence[NDArray[np.bool_]],
         multiplied: list[float] | None = None,
+        seeds: Sequence[Sequence[bytes]] | None = None,
     ) -> list[list[bytes]]:
         started = time.perf_counter()
-        products = [leaves.vectors @ block.vectors.T for block in blocks]
+        # one by one, so that a score's last bit does not depend on who is searched for beside it
+        products = [[block.vectors @ vector for vector in leaves.vectors] for block in blocks]
         if multiplied is not None:
             multiplied.append(time.perf_counter() - started)
         return [
             [
-                self._finish(block, scores[number], leaves, number, wanted)
-                for block, scores, wanted in zip(blocks, products, requested, strict=True)
+                self._finish(block, scores[number], leaves, number, wanted, seeds and seeds[number][place])
+                for place, (block, scores, wanted) in enumerate(zip(blocks, products, requested, strict=True))
             ]
             for number in range(len(leaves.keys))
         ]
 
     def _finish(
-        self, block: PlainBlock, scores: Vector, leaves: PlainLeaves, number: int, requested: NDArray[np.bool_]
+        self,
+        block: PlainBlock,
+        scores: Vector,
+        leaves: PlainLeaves,
+        number: int,
+        requested: NDArray[np.bool_],
+        seed: bytes | None,
     ) -> bytes:
         shape = block.shape
         if requested.shape != (shape.capacity,):
@@ -286,11 +297,12 @@ class _Evaluator:
         if not self._layout.metric.normalised:
             scores = np.maximum(block.norms + leaves.norms[number] - 2 * scores, 0)
         if {leaves.keys[number], *block.keys} == {self._key}:
-            values = np.r_[_random(shape.capacity), np.zeros(shape.checks)]
+            values = np.r_[_random(shape.capacity, seed), np.zeros(shape.checks)]
             values[: shape.capacity][requested] = scores[requested]
         else:  # ciphertexts of another key make the whole product noise
-            values = _random(shape.positions)
-        return _seal(_RESULT, self._key, self._layout, shape.columns, values, self.zeros.take())
+            values = _random(shape.positions, seed)
+        nonce = self.zeros.take() if seed is None else _digest(seed)
+        return _seal(_RESULT, self._key, self._layout, shape.columns, values, nonce)
 
 
 class _Opener:

@@ -153,10 +153,10 @@ def test_a_pass_that_nobody_waits_for_computes_little_ahead(scheme, monkeypatch)
     scored, counting = [], threading.Lock()
     score = scan._score
 
-    def counted(evaluator, leaves, tile, multiplied):
+    def counted(evaluator, leaves, tile, multiplied, seeds):
         with counting:
             scored.append(len(tile))
-        return score(evaluator, leaves, tile, multiplied)
+        return score(evaluator, leaves, tile, multiplied, seeds)
 
     monkeypatch.setattr(scan, "_score", counted)
     scanner = Scanner(2)

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from sealface.cipher import kernels, product, renewal, switching
 from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.product import Words
-from sealface.cipher.randomness import Randomness
+from sealface.cipher.randomness import Randomness, derived
 from sealface.cipher.renewal import Blinding
 from sealface.cipher.ring import Residues
 from sealface.cipher.switching import monomial
 from sealface.cipher.wire import MalformedCiphertext, pack, packed_size, unpack
-from sealface.cipher.zeros import Zero, Zeros, add
+from sealface.cipher.zeros import Zeros, add
 from sealface.errors import WrongState
 
 RESULT_POLYNOMIALS = 3
@@ -165,9 +165,9 @@ class Evaluator:
         """
         return pack(self._randomise(parse(template, self._layout)), self._primes)
 
-    def admit_probe(self, probe: bytes) -> Probe:
-        """A probe as it may be multiplied: validated and randomised again."""
-        return Probe(self._randomise(parse(probe, self._layout)))
+    def admit_probe(self, probe: bytes, seed: bytes | None = None) -> Probe:
+        """A probe as it may be multiplied: validated and randomised again, by a seed where it is to be repeated."""
+        return Probe(self._randomise(parse(probe, self._layout), seed))
 
     def admit_block(self, shape: Shape, block: bytes) -> bytes:
         """A block that was encrypted as it is, as it may be stored; see `admit`."""
@@ -261,8 +261,13 @@ class Evaluator:
         norms = residues[-1].copy() if self._layout.parts == 2 else None
         return Block(shape, product.arrange(residues[: shape.columns]), norms)
 
-    def expand(self, probes: Sequence[Probe], shapes: Iterable[Shape]) -> dict[Shape, Leaves]:
+    def expand(self, probes: Sequence[Probe], shapes: Iterable[Shape], deepest: int = 1) -> dict[Shape, Leaves]:
         """Probes as blocks of some shapes need them; one tree a probe, whatever the shapes.
+
+        Args:
+            probes: admitted ones.
+            shapes: which.
+            deepest: columns of the deepest shape that any of a search needs; bits depend on it, and nothing else does.
 
         Raises:
             EvaluationKeyMissing: the gallery's key has no Galois keys for these shapes.
@@ -273,7 +278,7 @@ class Evaluator:
             shape: np.empty((len(probes), limbs, n // product.LANES, shape.columns, 2, product.LANES), np.uint32)
             for shape in wanted
         }
-        deepest = wanted[-1].columns if wanted else 1
+        deepest = max(deepest, wanted[-1].columns if wanted else 1)
         for number, probe in enumerate(probes):
             q = probe.residues[0]
             for shape in wanted:
@@ -295,6 +300,7 @@ class Evaluator:
         leaves: Leaves,
         requested: Sequence[NDArray[np.bool_]],
         multiplied: list[float] | None = None,
+        seeds: Sequence[Sequence[bytes]] | None = None,
     ) -> list[list[bytes]]:
         """The scores of blocks of one shape, as results that tell their opener nothing else; in one pass.
 
@@ -303,6 +309,7 @@ class Evaluator:
             leaves: the probes, expanded for their shape.
             requested: for each block (capacity,) which positions are asked for.
             multiplied: the seconds that the products took are appended.
+            seeds: by probe and block, of randomness that is to be repeated; each is used for this result alone.
 
         Returns:
             For each probe and block `result_size` bytes: three polynomials modulo the first prime.
@@ -313,22 +320,30 @@ class Evaluator:
             multiplied.append(time.perf_counter() - started)
         return [
             [
-                self._finish(block, raw, None if leaves.norms is None else leaves.norms[number], wanted)
-                for block, raw, wanted in zip(blocks, of_probe, requested, strict=True)
+                self._finish(
+                    block,
+                    raw,
+                    None if leaves.norms is None else leaves.norms[number],
+                    wanted,
+                    None if seeds is None else seeds[number][place],
+                )
+                for place, (block, raw, wanted) in enumerate(zip(blocks, of_probe, requested, strict=True))
             ]
             for number, of_probe in enumerate(products)
         ]
 
-    def _finish(self, block: Block, raw: Words, norms: Residues | None, requested: NDArray[np.bool_]) -> bytes:
+    def _finish(
+        self, block: Block, raw: Words, norms: Residues | None, requested: NDArray[np.bool_], seed: bytes | None
+    ) -> bytes:
         shape = block.shape
         if requested.shape != (shape.capacity,):
             raise ValueError(f"a block of this shape has {shape.capacity} positions to ask for")
-        zero = self._zero()
+        zero = self.zeros.take() if seed is None else self.zeros.draw(derived(seed, b"zero"))
         result = kernels.add_words(raw, zero.product, self._primes)
         if norms is not None and block.norms is not None:
             result[:2] = add(result[:2], add(block.norms, norms, self._moduli), self._moduli)
         everything = shape.rows == 1 and bool(requested.all())
-        mask = None if everything else self._mask(shape, requested)
+        mask = None if everything else self._mask(shape, requested, seed and derived(seed, b"mask"))
         return pack(self._switch(result, zero.errors.astype(np.int64), mask)[:, None, :], self._primes[:1])
 
     def _norms(self, probes: Sequence[Probe], shape: Shape) -> Residues | None:
@@ -408,11 +423,11 @@ class Evaluator:
         switching.add_shifted(nodes, shift, out, self._primes)
         return out
 
-    def _randomise(self, residues: Residues) -> Residues:
+    def _randomise(self, residues: Residues, seed: bytes | None = None) -> Residues:
         n = self._layout.parameters.degree
         out = np.empty_like(residues)
-        for part, randomised in zip(residues, out, strict=True):
-            draw = Randomness()
+        for number, (part, randomised) in enumerate(zip(residues, out, strict=True)):
+            draw = Randomness(seed and derived(seed, bytes([number])))
             small = np.stack([draw.ternary(n), draw.error(n), draw.error(n)])
             drawn = np.stack([kernels.ntt(small, p) for p in self._primes], axis=-2)
             sums = add(part, drawn[1:], self._moduli)
@@ -420,17 +435,14 @@ class Evaluator:
                 added[:] = kernels.multiply_add(key, drawn[0], polynomial, self._primes)
         return out
 
-    def _zero(self) -> Zero:
-        return self.zeros.take()
-
     def _switch(self, residues: Residues, errors: NDArray[np.int64], mask: Residues | None) -> Residues:
         """Add the errors, divide by the second prime and round, add the mask: (3, 2, N) to (3, N) modulo the first."""
         return kernels.switch(residues, self._primes, errors, mask)
 
-    def _mask(self, shape: Shape, requested: NDArray[np.bool_]) -> Residues:
+    def _mask(self, shape: Shape, requested: NDArray[np.bool_], seed: bytes | None) -> Residues:
         """Coefficients (N,): uniform, but 0 at the requested positions and the check positions."""
         p, n = self._primes[0], self._layout.parameters.degree
-        mask = Randomness().uniform(n, p)
+        mask = Randomness(seed).uniform(n, p)
         kept: NDArray[Any] = np.append(requested, np.ones(shape.checks, bool))
         mask[shape.coefficients[kept]] = 0
         return mask

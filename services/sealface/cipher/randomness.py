@@ -3,10 +3,15 @@
 Nothing else in the project draws randomness for ciphertexts, except SEAL's own generator (BLAKE2xb seeded by
 the operating system) inside key generation and encryption. Each object is used for one result and then
 dropped, so nothing is ever drawn twice (threat model, rule 3).
+
+Where an auditor is to compute a search again, its randomness comes from a seed of its own (docs/adr/0022): 32 bytes of
+the operating system's for each search, from which every use has a key of its own.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 
 import numpy as np
@@ -16,11 +21,21 @@ from numpy.typing import NDArray
 from sealface.cipher.ring import Residues
 
 
-class Randomness:
-    """A stream of single-use random polynomials."""
+def derived(seed: bytes, *use: bytes) -> bytes:
+    """A seed for one use of another seed (32 bytes): HMAC-SHA256, which is a pseudorandom function of the use."""
+    return hmac.digest(seed, b"".join(hashlib.sha256(part).digest() for part in use), "sha256")
 
-    def __init__(self) -> None:
-        self._stream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+
+class Randomness:
+    """A stream of single-use random polynomials.
+
+    Args:
+        seed: 32 secret bytes that are used for nothing else; the operating system's if there are none.
+    """
+
+    def __init__(self, seed: bytes | None = None) -> None:
+        key = os.urandom(32) if seed is None else seed
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
     def _bytes(self, count: int) -> NDArray[np.uint8]:
         return np.frombuffer(self._stream.update(bytes(count)), np.uint8)

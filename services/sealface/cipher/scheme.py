@@ -58,8 +58,8 @@ class Evaluator(Protocol):
     def admit(self, template: bytes) -> bytes:
         """A template as it may be stored."""
 
-    def admit_probe(self, probe: bytes) -> Any:
-        """A probe as it may be scored."""
+    def admit_probe(self, probe: bytes, seed: bytes | None = None) -> Any:
+        """A probe as it may be scored, by a seed where that is to be repeated."""
 
     def admit_block(self, shape: Shape, block: bytes) -> bytes:
         """A block that was encrypted as it is, as it may be stored."""
@@ -79,7 +79,7 @@ class Evaluator(Protocol):
     def load(self, shape: Shape, block: bytes) -> Any:
         """A stored block, ready to be scored."""
 
-    def expand(self, probes: Sequence[Any], shapes: Iterable[Shape]) -> Mapping[Shape, Any]:
+    def expand(self, probes: Sequence[Any], shapes: Iterable[Shape], deepest: int = 1) -> Mapping[Shape, Any]:
         """Probes as blocks of some shapes need them."""
 
     def score(
@@ -88,6 +88,7 @@ class Evaluator(Protocol):
         leaves: Any,
         requested: Sequence[NDArray[np.bool_]],
         multiplied: list[float] | None = None,
+        seeds: Sequence[Sequence[bytes]] | None = None,
     ) -> list[list[bytes]]:
         """The scores of blocks of one shape at some positions, sealed to the key holder, by probe and block."""
 

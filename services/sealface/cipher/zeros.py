@@ -74,10 +74,10 @@ class Zeros:
         with self._lock:
             self._pool.append(drawn)
 
-    def draw(self) -> Zero:
-        """A fresh zero."""
+    def draw(self, seed: bytes | None = None) -> Zero:
+        """A fresh zero, or the one of a seed."""
         n = self._key.shape[-1]
-        draw = Randomness()
+        draw = Randomness(seed)
         small = np.stack([draw.ternary(n), draw.ternary(n)])
         secrets = np.stack([kernels.ntt(small, p) for p in self._primes], axis=-2)
         # (b x, b y + a x, a y) is the product of (b, a) and (x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
@@ -63,9 +64,9 @@ class Search:
         links: (n, 2) slot and first slot of its subject, for subjects with several templates.
     """
 
-    def __init__(self, gallery: Gallery, found: Snapshot, gathering: Gathering) -> None:
+    def __init__(self, gallery: Gallery, found: Snapshot, task: Task, gathering: Gathering) -> None:
         self.gallery, self.epoch, self.links = gallery, found.epoch, found.links
-        self._parts, self._gathering = found.parts, gathering
+        self._parts, self._task, self._gathering = found.parts, task, gathering
 
     def results(self) -> Generator[list[list[Result]]]:
         """Results of some blocks, by probe, and so on until all are there. May be taken once."""
@@ -82,6 +83,10 @@ class Search:
     def cancel(self) -> None:
         """Want no more of it."""
         self._gathering.cancel()
+
+    def of(self, number: int) -> Task | None:
+        """What the results of one probe are computed from, if they can be computed again."""
+        return replace(self._task, probes=self._task.probes[number : number + 1]) if self._task.seed else None
 
     @property
     def share(self) -> float:
@@ -101,12 +106,14 @@ class Matcher:
         galleries: the record.
         scheme: the cipher.
         pool: the workers.
+        repeatable: whether the randomness of searches comes from a seed, so that an auditor can compute them again.
     """
 
-    def __init__(self, galleries: Galleries, scheme: Scheme, pool: WorkerPool) -> None:
+    def __init__(self, galleries: Galleries, scheme: Scheme, pool: WorkerPool, repeatable: bool = False) -> None:
         self._galleries = galleries
         self._scheme = scheme
         self._pool = pool
+        self._repeatable = repeatable
         self._shards: dict[tuple[str, int], Shard] = {}
         self._lock = threading.Lock()
 
@@ -190,8 +197,11 @@ class Matcher:
                 tuple(part.wanted if probes else replace(part.wanted, requested=None) for part in found.parts),
                 whole,
             )
+            if self._repeatable and probes:
+                deepest = max((part.columns for part in task.parts), default=1)
+                task = replace(task, seed=os.urandom(32), deepest=deepest)
             try:
-                return Search(gallery, found, self._pool.begin(task, deadline - time.monotonic(), partial))
+                return Search(gallery, found, task, self._pool.begin(task, deadline - time.monotonic(), partial))
             except BlockGone:  # replaced since it was looked for: its templates lie elsewhere
                 continue
         raise GalleryChanging("the gallery changes faster than it is searched: try again")

@@ -9,6 +9,8 @@ from sealface.cipher.scheme import Scheme
 from sealface.matching.decider import Decider
 from sealface.matching.matcher import Matcher
 from sealface.matching.servicer import MatchingServicer
+from sealface.matching.transcripts import FILE as TRANSCRIPTS
+from sealface.matching.transcripts import Transcripts
 from sealface.matching.watch import Watch
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
@@ -37,6 +39,7 @@ class MatchingConfig:
         memory: of the worker in this process, bytes that the blocks of all galleries may take.
         database: address of the record; a file in the folder if none is named.
         cache: of the worker in this process.
+        repeatable: whether transcripts of searches are kept for an auditor.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class MatchingConfig:
     memory: int = 1 << 62
     database: str = ""
     cache: CacheConfig | None = None
+    repeatable: bool = False
 
 
 def build(config: MatchingConfig, scheme: Scheme) -> Server:
@@ -55,8 +59,9 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     galleries = Galleries(open_record(config.folder, config.database))
     own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database, config.cache)
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
-    matcher = Matcher(galleries, scheme, pool)
-    servicer = MatchingServicer(matcher, Decider(connect(config.keys)))
+    matcher = Matcher(galleries, scheme, pool, config.repeatable)
+    transcripts = Transcripts(config.folder / TRANSCRIPTS) if config.repeatable else None
+    servicer = MatchingServicer(matcher, Decider(connect(config.keys)), transcripts)
     server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

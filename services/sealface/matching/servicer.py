@@ -15,6 +15,7 @@ from sealface.errors import InvalidInput, SealfaceError
 from sealface.matching.decider import Decider, Scores, link_messages, result_messages
 from sealface.matching.feed import Eager, Feed, together
 from sealface.matching.matcher import LONGEST_S, Matcher, Probe, Search
+from sealface.matching.transcripts import Transcripts
 from sealface.protocol import convert, names
 from sealface.protocol.scores import Result
 from sealface.runtime.status import to_status
@@ -40,9 +41,10 @@ class RequestMismatch(InvalidInput):
 class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
     """See `MatchingService` in the contract."""
 
-    def __init__(self, matcher: Matcher, decider: Decider) -> None:
+    def __init__(self, matcher: Matcher, decider: Decider, transcripts: Transcripts | None = None) -> None:
         self._matcher = matcher
         self._decider = decider
+        self._transcripts = transcripts
 
     async def Verify(self, request: messages.VerifyRequest, context: Context) -> messages.VerifyResponse:
         """See the contract."""
@@ -56,7 +58,8 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         response = messages.VerifyResponse(layout_epoch=search.epoch)
         if search.gallery.managed:
             _check_signed(search, request.decision_request, request.gallery, request.probe, claimed)
-            decision, _ = await self._decide(request.decision_request, search, Feed(search.results(), 1).of(0), context)
+            scores = Feed(search.results(), 1).of(0)
+            decision, _ = await self._decide(request.decision_request, search, 0, scores, context)
             response.decision.CopyFrom(decision)
             return response
         async for results in result_messages(Feed(search.results(), 1).of(0)):
@@ -74,7 +77,7 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         if search.gallery.managed:
             _check_signed(search, request.decision_request, request.gallery, request.probe, set())
         timing: list[str] = []
-        async for response in self._answer(request, search, Feed(search.results(), 1).of(0), timing, context):
+        async for response in self._answer(request, search, 0, Feed(search.results(), 1).of(0), timing, context):
             yield response
         context.set_trailing_metadata(((SERVER_TIMING, _timing(search, timing)),))
 
@@ -140,20 +143,22 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
             timing: list[str] = []
             feed = Feed(search.results(), len(numbers))
             for place, number in enumerate(numbers):
-                answers[number] = Eager(self._answer(requests[number], search, feed.of(place), timing, context))
+                answer = self._answer(requests[number], search, place, feed.of(place), timing, context)
+                answers[number] = Eager(answer)
             timings.append(partial(_timing, search, timing))
 
     async def _answer(
         self,
         request: messages.IdentifyRequest,
         search: Search,
+        place: int,
         results: AsyncIterator[list[Result]],
         timing: list[str],
         context: Context,
     ) -> AsyncIterator[messages.IdentifyResponse]:
         if search.gallery.managed:
             _check_signed(None, request.decision_request, request.gallery, request.probe, set())
-            decision, of_keys = await self._decide(request.decision_request, search, results, context)
+            decision, of_keys = await self._decide(request.decision_request, search, place, results, context)
             timing.append(of_keys)
             yield messages.IdentifyResponse(decision=decision, layout_epoch=search.epoch, share_searched=search.share)
             return
@@ -167,9 +172,14 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         self,
         request: decision_pb2.SignedDecisionRequest,
         search: Search,
+        place: int,
         results: AsyncIterator[list[Result]],
         context: Context,
     ) -> tuple[decision_pb2.SealedDecision, str]:
+        task = search.of(place)
+        if self._transcripts is not None and task is not None:
+            request_id = decision_pb2.DecisionRequest.FromString(request.decision_request).request_id
+            await asyncio.to_thread(self._transcripts.keep, request_id, task)
         remaining = context.time_remaining()
         timeout_s = _DECIDE_DEADLINE_S if remaining is None else min(_DECIDE_DEADLINE_S, remaining)
         scores = Scores(search.epoch, search.links, results, lambda: search.share)

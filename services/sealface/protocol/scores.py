@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,18 @@ class Result:
     columns: int
     ciphertext: bytes
     slots: NDArray[np.uint32]
+
+
+def result_digest(result: Result) -> bytes:
+    """What names a result: SHA-256 of its columns, its slots and its ciphertext."""
+    slots = result.slots.astype("<u4").tobytes()
+    parts = (str(result.columns).encode(), slots, result.ciphertext)
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
+
+
+def results_digest(digests: Iterable[bytes]) -> bytes:
+    """What names all results of a search, in whatever order they came: SHA-256 of their digests in order."""
+    return hashlib.sha256(b"".join(sorted(digests))).digest()
 
 
 def result_from_wire(columns: int, ciphertext: bytes, slots: bytes) -> Result:

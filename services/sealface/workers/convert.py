@@ -17,6 +17,8 @@ def task_to_proto(task: Task) -> messages.ScoreRequest:
         probes=task.probes,
         parts=[part_to_proto(part) for part in task.parts],
         whole=task.whole,
+        seed=task.seed,
+        deepest=task.deepest,
     )
 
 
@@ -28,6 +30,8 @@ def task_from_proto(message: messages.ScoreRequest) -> Task:
         probes=tuple(message.probes),
         parts=tuple(map(part_from_proto, message.parts)),
         whole=message.whole,
+        seed=message.seed,
+        deepest=message.deepest,
     )
 
 

@@ -51,7 +51,13 @@ class Scanner:
         self._pool = ThreadPoolExecutor(threads, "score")
 
     def scan(
-        self, evaluator: Evaluator, blocks: Sequence[Loaded], probes: Sequence[Any], timing: Timing
+        self,
+        evaluator: Evaluator,
+        blocks: Sequence[Loaded],
+        probes: Sequence[Any],
+        timing: Timing,
+        seeds: Sequence[Sequence[bytes]] | None = None,
+        deepest: int = 1,
     ) -> Iterator[Tile]:
         """Scores of some blocks, and so on until all are done.
 
@@ -60,16 +66,19 @@ class Scanner:
             blocks: what is searched.
             probes: as the evaluator admitted them, at least one.
             timing: filled in.
+            seeds: by probe and block, where the results are to be repeated.
+            deepest: of the whole search, see `Task`.
         """
         started = time.perf_counter()
-        leaves = evaluator.expand(probes, {block.shape for block in blocks})
+        leaves = evaluator.expand(probes, {block.shape for block in blocks}, deepest)
         expanded = time.perf_counter()
         timing.expand_ms = (expanded - started) * 1e3
 
         multiplied: list[float] = []
 
         def score(places: tuple[int, ...]) -> Tile:
-            return Tile(places, _score(evaluator, leaves, [blocks[place] for place in places], multiplied))
+            chosen = None if seeds is None else [[of_probe[place] for place in places] for of_probe in seeds]
+            return Tile(places, _score(evaluator, leaves, [blocks[place] for place in places], multiplied, chosen))
 
         ahead: deque[Future[Tile]] = deque()
         for places in _tiles(blocks, len(probes)):
@@ -83,10 +92,14 @@ class Scanner:
 
 
 def _score(
-    evaluator: Evaluator, leaves: Mapping[Shape, Any], tile: Sequence[Loaded], multiplied: list[float]
+    evaluator: Evaluator,
+    leaves: Mapping[Shape, Any],
+    tile: Sequence[Loaded],
+    multiplied: list[float],
+    seeds: Sequence[Sequence[bytes]] | None,
 ) -> list[list[bytes]]:
     blocks, requested = [part.block for part in tile], [part.requested for part in tile]
-    return evaluator.score(blocks, leaves[tile[0].shape], requested, multiplied)
+    return evaluator.score(blocks, leaves[tile[0].shape], requested, multiplied, seeds)
 
 
 def _tiles(blocks: Sequence[Loaded], probes: int) -> Iterator[tuple[int, ...]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sealface.cipher.randomness import derived
 from sealface.errors import Unavailable
 
 
@@ -58,6 +59,8 @@ class Task:
         probes: as clients sent them.
         parts: what is scored, or held.
         whole: whether these are all parts of the gallery that a worker is to hold.
+        seed: of all its randomness, 32 bytes, where an auditor is to compute it again; else empty.
+        deepest: columns of the deepest block of the whole search, of which a worker may have a part; else 1.
     """
 
     gallery: str
@@ -65,6 +68,20 @@ class Task:
     probes: tuple[bytes, ...]
     parts: tuple[Part, ...]
     whole: bool = False
+    seed: bytes = b""
+    deepest: int = 1
+
+    def probe_seed(self, number: int) -> bytes | None:
+        """Of admitting a probe; the same whichever others share its task."""
+        return derived(self.seed, self.probes[number]) if self.seed else None
+
+    def result_seed(self, number: int, part: Part) -> bytes | None:
+        """Of the result of a probe and a part; another for every part, and for whoever else of it is asked for."""
+        seed = self.probe_seed(number)
+        if seed is None or part.requested is None:
+            return None
+        named = f"{part.columns} {part.number}".encode()
+        return derived(seed, named, part.slots, np.packbits(part.requested).tobytes())
 
 
 @dataclass(frozen=True)

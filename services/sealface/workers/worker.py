@@ -69,15 +69,25 @@ class Worker:
         blocks = self.store.load(gallery, evaluator, task.parts, task.whole)
         if not task.probes or not blocks:
             return Pass(_nothing())
-        probes = [evaluator.admit_probe(probe) for probe in task.probes]
-        timing = Timing()
+        probes = [evaluator.admit_probe(probe, task.probe_seed(i)) for i, probe in enumerate(task.probes)]
+        timing, seeds = Timing(), _seeds(task)
 
         def tiles() -> Generator[Tile]:
             with self.reserve.waiting():
-                yield from self._scanner.scan(evaluator, blocks, probes, timing)
+                yield from self._scanner.scan(evaluator, blocks, probes, timing, seeds, task.deepest)
 
-        self.reserve.want(evaluator, len(blocks) * len(probes))
+        if seeds is None:
+            self.reserve.want(evaluator, len(blocks) * len(probes))
         return Pass(tiles(), timing)
+
+
+def _seeds(task: Task) -> list[list[bytes]] | None:
+    """Of each probe's result on each part that is scored, where it is to be repeated."""
+    if not task.seed:
+        return None
+    scored = [part for part in task.parts if part.requested is not None]
+    found = [[task.result_seed(number, part) for part in scored] for number in range(len(task.probes))]
+    return [[seed for seed in of_probe if seed is not None] for of_probe in found]
 
 
 def _nothing() -> Generator[Tile]:
