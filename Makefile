@@ -86,6 +86,8 @@ chaos: $(VENV)/servers
 	@$(BIN)/python -m tests.system.chaos --kills 102
 
 soak: $(VENV)/faces $(VENV)/servers
+	@$(PIP) --editable '.[dev,faces,fuzz]'
+	$(BIN)/python -m tests.fuzz --inputs 1000000
 	SEALFACE_SOAK=1 $(BIN)/python -m pytest tests
 
 bench: $(VENV)/faces $(VENV)/servers
