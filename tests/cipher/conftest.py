@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sealface.cipher import evaluator, kernels, wire, zeros
+from sealface.cipher import evaluator, kernels, public_key, wire, zeros
 from sealface.cipher.distance import Metric
 from sealface.cipher.evaluator import Block, Evaluator, Probe
 from sealface.cipher.layout import Layout, Shape
@@ -93,7 +93,7 @@ class Sides:
         self.primes = parameters.data_primes
         self.moduli = np.array(self.primes, np.uint64)[:, None]
         self.secret: Residues = wire.unpack(key.secret, 1, parameters.degree, parameters.primes)[0]
-        self.public: Residues = wire.unpack(key.public, 2, parameters.degree, parameters.primes)
+        self.public: Residues = public_key.parse(parameters, key.public)
         self.encryptor: Encryptor = Ckks().encryptor(layout, key.public)
         digits, n = len(self.primes), parameters.degree
         self.galois: dict[int, Residues] = {

@@ -15,6 +15,7 @@ import grpc
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Ckks, Scheme
+from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
 from sealface.protocol.policy import Policy
@@ -283,6 +284,11 @@ class AsyncClient:
                 "the gallery's key is not the one of its name at the key service, or not the pinned one: "
                 "do not encrypt, and tell the operator of the key service"
             )
+        layout = convert.layout_from_proto(key.parameter_set, key.score_format)
+        try:
+            self.scheme.check_public(layout.parameters, public)
+        except MalformedCiphertext as error:
+            raise KeyNotTrusted(error.message) from None
         return AsyncGallery(self, gallery, key, public)
 
     async def galleries(self) -> list[gallery_pb2.Gallery]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher import evaluator, kernels, opening, seal, switching, wire
+from sealface.cipher import evaluator, kernels, opening, public_key, seal, switching, wire
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.opening import Opened
@@ -26,7 +26,7 @@ class KeyMaterial:
 
     Attributes:
         secret: packed secret key; never leaves the key zone unless its owner is the client.
-        public: packed public key.
+        public: packed public key, and the seed of its uniform half.
         evaluation: Galois element -> packed key switching key; public.
     """
 
@@ -150,7 +150,7 @@ class _CkksEncryptor:
     def __init__(self, layout: Layout, public: bytes) -> None:
         parameters = layout.parameters
         self._layout = layout
-        self._seal = seal.Encryptor(parameters, wire.unpack(public, 2, parameters.degree, parameters.primes))
+        self._seal = seal.Encryptor(parameters, public_key.parse(parameters, public))
 
     def template(self, embedding: NDArray[np.float64]) -> bytes:
         return self._encrypt(self._layout.template(embedding))
@@ -204,13 +204,13 @@ class Ckks:
         evaluation = seal.galois_keys(parameters, secret, elements)
         return KeyMaterial(
             secret=wire.pack(secret, parameters.primes),
-            public=wire.pack(public, parameters.primes),
+            public=public_key.draw(parameters, secret, public),
             evaluation={element: wire.pack(key, parameters.primes) for element, key in evaluation.items()},
         )
 
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
-        """Refuse what is no public key of the set, or one under which nothing is hidden."""
-        if evaluator.transparent(wire.unpack(public, 2, parameters.degree, parameters.primes)):
+        """Refuse what is no public key of the set, hides nothing, or may have a trapdoor (`public_key`)."""
+        if evaluator.transparent(public_key.check(parameters, public)):
             raise wire.MalformedCiphertext("the public key hides nothing: generate another")
 
     def check_evaluation(self, parameters: ParameterSet, material: bytes) -> None:
@@ -235,7 +235,7 @@ class Ckks:
             element: wire.unpack(key, 2 * digits, n, parameters.primes).reshape(digits, 2, -1, n)
             for element, key in (evaluation or {}).items()
         }
-        return evaluator.Evaluator(layout, wire.unpack(public, 2, n, parameters.primes), keys, threads)
+        return evaluator.Evaluator(layout, public_key.parse(parameters, public), keys, threads)
 
     def opener(self, layout: Layout, secret: bytes) -> opening.Opener:
         """Opens a gallery's results, and renews its blocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from sealface.cipher.scheme import Scheme
 from sealface.errors import Unavailable
+from sealface.protocol import convert
 from sealface.runtime.status import from_rpc_error
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
@@ -28,9 +31,11 @@ class KeySource:
 
     Args:
         channel: to the key service.
+        scheme: the cipher, which checks public keys.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, scheme: Scheme) -> None:
+        self._scheme = scheme
         self._stub: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(channel)
 
     async def fetch(self, name: str) -> tuple[key_pb2.Key, bytes, dict[int, bytes]]:
@@ -38,6 +43,7 @@ class KeySource:
 
         Raises:
             KeyServiceUnavailable: try again.
+            MalformedCiphertext: the public key may have a trapdoor.
             SealfaceError: what the key service said, an unknown key for one.
         """
         try:
@@ -54,6 +60,8 @@ class KeySource:
         public = found.pop(0, b"")
         if hashlib.sha256(public).digest() != key.public_key_digest:
             raise KeyServiceUnavailable("the public key arrived incomplete: try again")
+        layout = convert.layout_from_proto(key.parameter_set, key.score_format)
+        await asyncio.to_thread(self._scheme.check_public, layout.parameters, public)
         return key, public, dict(found)
 
     async def renew(self, key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> bytes:

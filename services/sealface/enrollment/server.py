@@ -64,7 +64,7 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     engine = open_record(config.folder, config.database)
     galleries, record = Galleries(engine), Record(engine)
-    keys, loop = KeySource(connect(config.keys)), asyncio.get_running_loop()
+    keys, loop = KeySource(connect(config.keys), scheme), asyncio.get_running_loop()
 
     def renew(key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
         return asyncio.run_coroutine_threadsafe(keys.renew(key_version, columns, cleared, blinded), loop)

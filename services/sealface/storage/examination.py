@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from sealface.cipher import evaluator, switching
+from sealface.cipher import evaluator, public_key, switching
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout, UnknownShape
 from sealface.cipher.scheme import Ckks
@@ -122,7 +122,7 @@ class Examination:
             yield self._found(Damage.COUNTER_BEHIND, detail="epochs, next slot or next block")
         if self._layout is not None and (
             sha256(row["public_key"]) != row["public_key_digest"]
-            or _malformed(lambda layout: Ckks().check_public(layout.parameters, row["public_key"]), self._layout)
+            or _malformed(lambda layout: public_key.parse(layout.parameters, row["public_key"]), self._layout)
         ):
             yield self._found(Damage.PUBLIC_KEY_DAMAGED)
 
