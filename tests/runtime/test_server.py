@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from sealface.runtime.channels import KEEPALIVE
-from sealface.runtime.server import AddressUnavailable, Server, ServerConfig, announce, run
+from sealface.runtime.server import LIVENESS, AddressUnavailable, Server, ServerConfig, announce, run
 from tests.conftest import Suite
 from tests.runtime.conftest import SERVICE
 
@@ -48,6 +48,37 @@ async def test_health_says_so_when_the_server_stops(running, name):
     assert (await asyncio.wait_for(watch.read(), 2)).status == NOT_SERVING
     watch.cancel()
     await stopping
+
+
+async def test_a_server_may_listen_and_say_that_it_cannot_serve():
+    """Told from any thread, before it starts and after; that the process lives is another matter."""
+    server = Server(ServerConfig(), [SERVICE])
+    server.report(False)
+    server.report(True, "a part")
+    async with grpc.aio.insecure_channel(await server.start()) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def status(name):
+            return (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+
+        assert [await status(name) for name in ("", SERVICE, LIVENESS, "a part")] == [
+            NOT_SERVING,
+            NOT_SERVING,
+            SERVING,
+            SERVING,
+        ]
+        assert not server.serving
+        watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == NOT_SERVING
+        threading.Thread(target=server.report, args=(True,)).start()
+        assert (await asyncio.wait_for(watch.read(), 5)).status == SERVING
+        assert server.serving
+        await asyncio.to_thread(server.report, False, "a part")
+        while await status("a part") == SERVING:
+            await asyncio.sleep(0.01)
+        assert await status(SERVICE) == SERVING
+        watch.cancel()
+        await server.stop()
 
 
 async def test_who_waits_long_for_an_answer_is_not_hung_up_on_for_looking_whether_the_server_lives():

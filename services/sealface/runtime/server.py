@@ -19,6 +19,9 @@ from sealface.runtime.interceptors import ErrorInterceptor
 
 _log = structlog.get_logger("sealface.server")
 
+LIVENESS = "liveness"
+"""In health, the process itself: SERVING as long as it takes calls, whether or not its services can do their work."""
+
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Largest message either way, bytes; what is larger is streamed."""
 
@@ -75,6 +78,8 @@ class Server:
         self._background = background
         self._services = services
         self._health = health.aio.HealthServicer()
+        self._serving = dict.fromkeys(("", *services), True)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.grpc = grpc.aio.server(
             interceptors=[ErrorInterceptor(), *interceptors],
             maximum_concurrent_rpcs=config.calls_at_once,
@@ -102,8 +107,9 @@ class Server:
             port = self.grpc.add_insecure_port(self._config.address)
         except RuntimeError:
             raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._none_serving()
         await self.grpc.start()
+        await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         try:
             for work in self._background:
                 await asyncio.to_thread(work.start)
@@ -111,22 +117,47 @@ class Server:
             await self.grpc.stop(None)
             await self._end()
             raise
-        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        self._loop = asyncio.get_running_loop()
+        await self._report()
         return f"{host}:{port}"
 
     async def stop(self) -> None:
         """Refuse new calls, finish those under way."""
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._loop = None
+        await self._none_serving()
         await self.grpc.stop(self._config.grace_s)
         await self._end()
+
+    @property
+    def serving(self) -> bool:
+        """Whether it can do its work."""
+        return self._serving[""]
+
+    def report(self, serving: bool, *names: str) -> None:
+        """Say in health whether it can do its work; from any thread, and also before it starts.
+
+        Args:
+            serving: whether it can.
+            names: of which parts; the whole of it, and all its services, if none is named.
+        """
+        self._serving |= dict.fromkeys(names or ("", *self._services), serving)
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._report(), self._loop)
 
     async def _end(self) -> None:
         for work in reversed(self._background):
             await asyncio.to_thread(work.stop)
 
-    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", *self._services):
-            await self._health.set(name, status)
+    async def _report(self) -> None:
+        if self._loop is None:  # it stops
+            return
+        status = health_pb2.HealthCheckResponse
+        for name, serving in list(self._serving.items()):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _none_serving(self) -> None:
+        for name in list(self._serving):
+            await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
 
 def announce(confined: bool) -> None:
