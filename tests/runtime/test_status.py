@@ -41,7 +41,7 @@ NO_KIND = {
 def every_error() -> list[type[SealfaceError]]:
     for package in (sealface, sealface_client):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if ".migrations." in module.name:  # Alembic's, to be run by it alone
+            if "migrations." in module.name:  # Alembic's, to be run by it alone
                 continue
             try:
                 importlib.import_module(module.name)
