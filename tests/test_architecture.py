@@ -144,6 +144,7 @@ def test_no_other_random_generator_in_a_browser() -> None:
         ("deepface", "recognition"),
         ("ray", "workers"),
         ("redis", "storage"),
+        ("hvac", "keys"),
     ],
 )
 def test_a_library_has_one_home(library: str, home: str) -> None:

@@ -25,6 +25,7 @@ from sealface.errors import SealfaceError
 from sealface.keys import messages, wrapping
 from sealface.keys.judge import Hearing
 from sealface.keys.keyring import Keyring
+from sealface.keys.providers import FileKey
 from sealface.keys.renewal import Renewal
 from sealface.protocol import convert, names, sealing, signing
 from sealface.protocol.policy import Policy
@@ -63,8 +64,8 @@ class Forms:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="sealface-fuzz-")
         folder = Path(self._folder.name)
-        wrapping.FileKey.create(folder / "key")
-        self.provider = wrapping.FileKey(folder / "key")
+        FileKey.create(folder / "key")
+        self.provider = wrapping.KeyEncryption(FileKey(folder / "key"))
         self.scheme = Ckks()
         self.keyring = Keyring(KEYS.open_file(folder / "keys.db"), self.scheme, self.provider)
         self.layout = convert.layout_from_proto(N4096.name, FORMAT)

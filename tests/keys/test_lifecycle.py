@@ -11,6 +11,7 @@ from sealface.cipher.parameters import N4096
 from sealface.keys import lifecycle, wrapping
 from sealface.keys.keyring import Keyring, KeyVersionInactive, KeyVersionQuarantined, State
 from sealface.keys.lifecycle import Destroyer, Lifecycle
+from sealface.keys.providers import FileKey
 from sealface.protocol import convert, sealing
 from sealface.protocol.sealing import SecretNotForUs
 from sealface.storage.schema import KEYS
@@ -33,8 +34,8 @@ def engine(tmp_path):
 
 @pytest.fixture
 def provider(tmp_path):
-    wrapping.FileKey.create(tmp_path / "key")
-    return wrapping.FileKey(tmp_path / "key")
+    FileKey.create(tmp_path / "key")
+    return wrapping.KeyEncryption(FileKey(tmp_path / "key"))
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_version_that_is_not_enabled_opens_nothing(keyring, life, change):
     getattr(life, change)("door", 1)
     with pytest.raises(KeyVersionInactive):
         keyring.opener("door", 1)
-    assert keyring._opener.cache_info().currsize == 0  # nor is its secret held
+    assert not keyring._openers  # nor is its secret held
 
 
 def test_a_version_in_quarantine_opens_nothing_until_it_is_enabled(keyring, life):

@@ -40,6 +40,7 @@ REQUESTS = {
     "CreateKey": key_service_pb2.CreateKeyRequest(key_id="new", key=new_key()),
     "RegisterKey": key_service_pb2.RegisterKeyRequest(key_id="new", key=new_key(custody=2), public_key=b"x"),
     "UploadEvaluationKey": key_service_pb2.UploadEvaluationKeyRequest(key_version="keys/door/versions/1"),
+    "RewrapKeys": key_service_pb2.RewrapKeysRequest(),
     "UpdatePolicy": key_service_pb2.UpdatePolicyRequest(name="keys/door", policy=convert.policy_to_proto(POLICY)),
     "CreateCaller": key_service_pb2.CreateCallerRequest(caller_id="eve", caller=CALLER),
     "ListCallers": key_service_pb2.ListCallersRequest(),

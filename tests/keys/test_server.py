@@ -2,8 +2,8 @@
 
 import pytest
 
+from sealface.keys.occupancy import KeyZoneInUse
 from sealface.keys.server import KeyConfig, build
-from sealface.keys.wrapping import FileKey, KeyEncryptionKeyMissing, SecretDamaged
 from sealface.runtime.server import ServerConfig
 from sealface_protos.keys.v1 import key_service_pb2
 from tests.conftest import both_schemes, person, refused
@@ -32,24 +32,19 @@ async def test_a_restart_keeps_keys_nonces_and_who_signs(suite, client, door_key
     assert [candidate.slot for candidate in again.candidates] == [5]
 
 
-async def test_a_database_without_its_key_encryption_key_does_not_start(suite, door_key):
-    await suite.stop("keys")
-    (suite.keys / "key-encryption.key").unlink()
-    with pytest.raises(KeyEncryptionKeyMissing):
-        build(KeyConfig(suite.keys, ServerConfig()), suite.scheme)
-    assert not (suite.keys / "key-encryption.key").exists()  # none was made in its place
-
-
-async def test_another_key_encryption_key_does_not_start(suite, door_key):
-    await suite.stop("keys")
-    FileKey.create(suite.keys / "key-encryption.key")
-    with pytest.raises(SecretDamaged):
-        build(KeyConfig(suite.keys, ServerConfig()), suite.scheme)
-
-
 async def test_the_folder_is_its_owners_alone(tmp_path, scheme):
     build(KeyConfig(tmp_path / "keys", ServerConfig()), scheme)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "keys").iterdir()}
     assert modes["key-encryption.key"] == 0o600
     assert modes["keys.db"] == 0o600
     assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
+
+
+async def test_one_service_at_a_time_has_a_folder(suite):
+    second = build(KeyConfig(suite.keys, ServerConfig()), suite.scheme)
+    with pytest.raises(KeyZoneInUse):
+        await second.start()
+    await suite.stop("keys")
+    third = build(KeyConfig(suite.keys, ServerConfig()), suite.scheme)
+    await third.start()
+    await third.stop()

@@ -22,6 +22,7 @@ from sealface.cipher.ring import Residues, intt
 from sealface.cli.processes import SERVICES, LocalServices, local_services
 from sealface.errors import SealfaceError
 from sealface.keys import wrapping
+from sealface.keys.providers import FileKey
 from sealface.protocol.policy import Policy
 from sealface.storage import keys as tables
 from sealface_client import Client
@@ -99,7 +100,7 @@ def secret_forms(name: str, packed: bytes) -> dict[str, list[bytes]]:
 
 def unwrapped(state: Path, key_id: str) -> bytes:
     """A managed secret, as only the key service can have it."""
-    provider = wrapping.FileKey(state / "keys" / "key-encryption.key")
+    provider = wrapping.KeyEncryption(FileKey(state / "keys" / "key-encryption.key"))
     engine = sa.create_engine(f"sqlite:///{state / 'keys' / 'keys.db'}")
     try:
         with engine.begin() as transaction:

@@ -33,7 +33,9 @@ from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_p
 from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 from sealface_protos.matching.v1 import matching_service_pb2_grpc
 
+_REWRAP_S = 600.0
 DEADLINE_S = 60.0
+_REWRAP_S = 600.0
 
 
 class KeyNotTrusted(WrongState):
@@ -335,6 +337,12 @@ class AsyncClient:
         request = key_service_pb2.GetKeyRequest(name=f"keys/{key_id}")
         with translated("keys"):
             return convert.policy_from_proto((await self.keys.GetKey(request, timeout=self.timeout_s)).policy)
+
+    async def rewrap_keys(self, *, only_count: bool = False) -> key_service_pb2.RewrapKeysResponse:
+        """Put all secrets of the key service under its current key-encryption key; or count what is not."""
+        request = key_service_pb2.RewrapKeysRequest(validate_only=only_count)
+        with translated("keys"):
+            return await self.keys.RewrapKeys(request, timeout=_REWRAP_S)
 
     async def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
         """Register a caller that may ask for decisions."""

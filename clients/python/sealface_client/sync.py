@@ -24,7 +24,7 @@ from sealface_client.gallery import AsyncGallery
 from sealface_client.operations import AsyncOperations, Operation
 from sealface_client.results import Enrolled, Erasure, Identification, Imported, Verification
 from sealface_protos.enrollment.v1 import gallery_pb2
-from sealface_protos.keys.v1 import key_pb2
+from sealface_protos.keys.v1 import key_pb2, key_service_pb2
 
 _T = TypeVar("_T")
 
@@ -125,6 +125,10 @@ class Client:
     def policy(self, key_id: str) -> Policy:
         """See `AsyncClient.policy`."""
         return self._loop.run(self._client.policy(key_id))
+
+    def rewrap_keys(self, *, only_count: bool = False) -> key_service_pb2.RewrapKeysResponse:
+        """See `AsyncClient.rewrap_keys`."""
+        return self._loop.run(self._client.rewrap_keys(only_count=only_count))
 
     def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
         """See `AsyncClient.create_caller`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealface.cli import backup, bench, doctor, evaluate, faces, gallery, keys, record, serve
+from sealface.cli import backup, bench, doctor, evaluate, faces, gallery, key_zone, keys, record, serve
 
 app = typer.Typer(
     help="Face recognition that never sees a face.",
@@ -22,6 +22,12 @@ app.command()(faces.enroll)
 app.command()(faces.verify)
 app.command()(faces.identify)
 app.command()(faces.erase)
+keys.app.command()(key_zone.rewrap)
+keys.app.command()(key_zone.backup)
+keys.app.command()(key_zone.restore)
+keys.app.command()(key_zone.recover)
+keys.app.command()(key_zone.recovery_key)
+keys.app.command()(key_zone.encryption_key)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 app.command()(evaluate.evaluate)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
 ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "worker": "compute", "edge": "edge-service"}
 _OF_COMPUTE = {"SEALFACE_DATABASE", "SEALFACE_REDIS"}
+_OF_KEYS = ("SEALFACE_KEY_ENCRYPTION", "VAULT_")
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -44,6 +45,7 @@ class ServiceDidNotStart(Unavailable):
 class _Process:
     name: str
     popen: subprocess.Popen[str]
+    serving: bool = True
 
 
 @dataclass
@@ -65,6 +67,10 @@ class LocalServices:
     def pid(self, service: str) -> int:
         """Process id of a service."""
         return self._processes[service].popen.pid
+
+    def waiting(self) -> list[str]:
+        """Services that listened when they had started, and could not serve yet: sealed keys."""
+        return [process.name for process in self._processes.values() if not process.serving]
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers of the matching service."""
@@ -113,8 +119,9 @@ class LocalServices:
                 "MALLOC_ARENA_MAX": "2",  # glibc keeps what threads have freed for each of them: a tenth of memory
             }
         )
-        if service == "keys":  # another operator's: it is not told where compute keeps its own
-            environment = {name: value for name, value in environment.items() if name not in _OF_COMPUTE}
+        # another operator's: each zone is not told where the other keeps its own
+        hidden = _OF_COMPUTE if service == "keys" else _of_keys(environment)
+        environment = {name: value for name, value in environment.items() if name not in hidden}
         died = self._processes.pop(service, None)
         if died is not None:
             died.popen.communicate()
@@ -135,7 +142,8 @@ class LocalServices:
         assert process.popen.stdout is not None  # noqa: S101 - it is a pipe
         line = _first_line(process.popen.stdout)
         try:
-            self.addresses[process.name] = json.loads(line)["address"]
+            ready = json.loads(line)
+            self.addresses[process.name], process.serving = ready["address"], ready["serving"]
         except (ValueError, KeyError):
             process.popen.kill()  # it may be there and not get ready
             raise ServiceDidNotStart(
@@ -166,6 +174,13 @@ class LocalServices:
             process.popen.communicate()
         if self._lock is not None:
             self._lock.close()
+
+
+def _of_keys(environment: Mapping[str, str]) -> set[str]:
+    """Variables that lead to the key-encryption key, or hold it."""
+    found = {name for name in environment if name.startswith(_OF_KEYS)}
+    addresses = [environment[name] for name in found]
+    return found | {address.removeprefix("env:") for address in addresses if address.startswith("env:")}
 
 
 def _private(path: str, flags: int) -> int:

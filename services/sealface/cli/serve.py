@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,20 @@ def serve(
         ),
     ] = _memory_gib() * 0.6,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest picture that `edge` takes.")] = 12.0,
+    key_encryption: Annotated[
+        str,
+        typer.Option(
+            envvar="SEALFACE_KEY_ENCRYPTION",
+            help="Key-encryption key of `keys`: file:PATH, env:NAME, vault+https://host:port/mount/key; "
+            "default a file in the state folder.",
+        ),
+    ] = "",
+    key_encryption_old: Annotated[
+        str,
+        typer.Option(
+            envvar="SEALFACE_KEY_ENCRYPTION_OLD", help="The one before, until `sealface keys rewrap` is done."
+        ),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
@@ -101,9 +116,11 @@ def serve(
     os.environ.update(SEALFACE_DATABASE=database, SEALFACE_REDIS=redis, SEALFACE_REDIS_MEMORY=str(redis_gib))
     if service is None:
         os.environ.update(shared.environment())
+        os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
         _serve_all(state)
     else:
-        _serve_one(service, state, listen, keys, database, cache, shared, max_megapixels, with_parent)
+        encryption = (key_encryption, key_encryption_old)
+        _serve_one(service, state, listen, keys, database, cache, shared, max_megapixels, with_parent, encryption)
 
 
 def _cache(redis: str, gib: float) -> CacheConfig | None:
@@ -132,6 +149,8 @@ def _serve_all(state: Path) -> None:
     services = LocalServices(state)
     try:
         services.start()
+        for name in services.waiting():
+            progress.print(f"the {name} service is up and cannot serve yet: {name}.log in the state folder says why")
         print_json({**services.addresses, "ca": None, "state": str(state)})
         services.watch(lambda: stopping, lambda name: progress.print(f"the {name} service died: starting it again"))
     finally:
@@ -148,6 +167,7 @@ def _serve_one(
     shared: Workers,
     max_megapixels: float,
     with_parent: bool,
+    encryption: tuple[str, str],
 ) -> None:
     if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
         fail("name the key service's address with --keys", Exit.USAGE)
@@ -173,6 +193,10 @@ def _serve_one(
             fail("the edge service has no credential: see above")
         readable = [weights_folder(), state / "services.json"]
         readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
+    if service is Service.KEYS:
+        from sealface.keys.providers import open_provider
+
+        readable += [path for address in encryption if address for path in _beside(open_provider(address).reads, zone)]
     if cache is not None:
         readable += map(Path, cache.address.files)
     writable = [zone]
@@ -197,7 +221,7 @@ def _serve_one(
             from sealface.keys.server import build as build_keys
 
             operator = zone / f"{OPERATOR}.pub"
-            server = build_keys(KeyConfig(zone, config, operator if operator.exists() else None), scheme)
+            server = build_keys(KeyConfig(zone, config, operator if operator.exists() else None, *encryption), scheme)
         elif service is Service.ENROLLMENT:
             from sealface.enrollment.server import EnrollmentConfig
             from sealface.enrollment.server import build as build_enrollment
@@ -223,7 +247,19 @@ def _serve_one(
             limits = Limits(max_pixels=int(max_megapixels * 1e6))
             server = await build_edge(EdgeConfig(state, config, limits), scheme)
         ready = {"service": service.value}
-        await run(server, lambda address: print_json(ready | {"address": address}), with_stdin=with_parent)
+
+        def tell(address: str) -> None:
+            print_json(ready | {"address": address, "serving": server.serving})
+
+        await run(server, tell, with_stdin=with_parent)
 
     asyncio.run(main())
     sys.stdout.close()
+
+
+def _beside(files: Sequence[Path], zone: Path) -> list[Path]:
+    """What must be readable to read files that are put there later, or replaced: their folders, but not ours."""
+    for path in files:
+        if not path.parent.is_dir():  # the process could not read it later
+            fail(f"the folder of {path.name} is not there: mount it, or name another file", Exit.USAGE)
+    return [path if zone.is_relative_to(path.parent) else path.parent for path in files]

@@ -33,6 +33,7 @@ from sealface.protocol import decision, names
 from sealface.protocol.decision import Decision
 from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
 from sealface.storage import keys as tables
+from sealface.storage.database import reading
 
 LARGEST_LIFETIME_S = 600
 LARGEST_CLAIM = 16
@@ -108,15 +109,25 @@ class Judge:
         keyring: keys and policies.
         callers: who may ask.
         engine: the key zone's database, for the signing key.
-        provider: what that key is wrapped under.
+        encryption: what that key is wrapped under.
     """
 
     def __init__(
-        self, keyring: Keyring, callers: Callers, engine: sa.Engine, provider: wrapping.KeyEncryptionKey
+        self, keyring: Keyring, callers: Callers, engine: sa.Engine, encryption: wrapping.KeyEncryption
     ) -> None:
         self._keyring = keyring
         self._callers = callers
-        self.signing_key = _identity(engine, provider)
+        self._engine = engine
+        self._encryption = encryption
+        self.signing_key: Ed25519PrivateKey
+
+    def unseal(self) -> None:
+        """Open the key that signs decisions; it is made at the first time.
+
+        Raises:
+            KeyEncryptionUnavailable, KeyEncryptionKeyMissing, SecretDamaged: see there.
+        """
+        self.signing_key = _identity(self._engine, self._encryption)
 
     def admit(self, request: Request, signed: bytes, signature: bytes) -> Hearing:
         """Check who asks, and that it is asked for the first time; the nonce is consumed.
@@ -133,7 +144,13 @@ class Judge:
         now = time.time()
         if not now <= request.expires <= now + LARGEST_LIFETIME_S:
             raise RequestExpired("the request has expired or reaches too far ahead: sign a new one")
+        hearing = self._hearing(
+            request
+        )  # it can fail for want of the key-encryption key: the same request may come again
         self._callers.consume(request.nonce, request.expires)
+        return hearing
+
+    def _hearing(self, request: Request) -> Hearing:
         key_id, number = names.key_version(request.key_version)
         try:
             return Hearing(request, self._keyring.get(key_id), self._keyring.opener(key_id, number))
@@ -216,17 +233,15 @@ class Hearing:
         return Verdict(decision.verify(policy, slots, distances), version)
 
 
-def _identity(engine: sa.Engine, provider: wrapping.KeyEncryptionKey) -> Ed25519PrivateKey:
+def _identity(engine: sa.Engine, encryption: wrapping.KeyEncryption) -> Ed25519PrivateKey:
     """The key that signs decisions: made at the first start, kept wrapped."""
-    with engine.begin() as transaction:
-        query = sa.select(tables.identity.c.wrapped_secret).where(tables.identity.c.name == _IDENTITY)
-        wrapped = transaction.execute(query).scalar_one_or_none()
-        if wrapped is not None:
-            return Ed25519PrivateKey.from_private_bytes(wrapping.unwrap(provider, wrapped, _IDENTITY))
+    stored = sa.select(tables.identity.c.wrapped_secret).where(tables.identity.c.name == _IDENTITY)
+    with reading(engine).begin() as transaction:
+        wrapped = transaction.execute(stored).scalar_one_or_none()
+    if wrapped is None:
         key = Ed25519PrivateKey.generate()
-        transaction.execute(
-            sa.insert(tables.identity).values(
-                name=_IDENTITY, wrapped_secret=wrapping.wrap(provider, key.private_bytes_raw(), _IDENTITY)
-            )
-        )
+        wrapped = wrapping.wrap(encryption, key.private_bytes_raw(), _IDENTITY)
+        with engine.begin() as transaction:
+            transaction.execute(sa.insert(tables.identity).values(name=_IDENTITY, wrapped_secret=wrapped))
         return key
+    return Ed25519PrivateKey.from_private_bytes(wrapping.unwrap(encryption, wrapped, _IDENTITY))

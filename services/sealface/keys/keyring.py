@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,6 +21,8 @@ from sealface.keys import wrapping
 from sealface.protocol.policy import Budget, Policy
 from sealface.storage import keys as tables
 from sealface.storage.database import in_utc, reading
+
+_OPENERS = 64  # held at once
 
 
 class KeyNotFound(NotFound):
@@ -141,25 +144,31 @@ class Keyring:
     Args:
         engine: the key zone's database.
         scheme: the cipher.
-        provider: the key-encryption key that secrets are wrapped under.
+        encryption: the key-encryption keys that secrets are wrapped under.
     """
 
-    def __init__(self, engine: sa.Engine, scheme: Scheme, provider: wrapping.KeyEncryptionKey) -> None:
+    def __init__(self, engine: sa.Engine, scheme: Scheme, encryption: wrapping.KeyEncryption) -> None:
         self._engine = engine
         self._scheme = scheme
-        self._provider = provider
-        self._opener = lru_cache(maxsize=64)(self._load_opener)
+        self._encryption = encryption
+        self._openers: OrderedDict[tuple[str, int, datetime], Opener] = OrderedDict()
+        self._lock = threading.Lock()
 
     def create(self, key_id: str, layout: Layout, policy: Policy, *, exportable: bool = False) -> Key:
         """A managed key with a fresh secret; in the place of one whose versions are all destroyed, numbers go on.
 
         Raises:
             KeyExists: the id is taken.
+            KeyEncryptionUnavailable, KeyEncryptionKeyMissing: nothing was made.
         """
         material = self._scheme.generate(layout.parameters)
+        with reading(self._engine).begin() as transaction:
+            number = _next_number(transaction, key_id)
+        wrapped = self._wrap(key_id, number, material)  # outside: a provider may take its time
         with self._engine.begin() as transaction:
-            number = _insert_key(transaction, key_id, Custody.MANAGED, layout, policy, exportable)
-            self._insert_managed(transaction, key_id, number, layout, material)
+            if _insert_key(transaction, key_id, Custody.MANAGED, layout, policy, exportable) != number:
+                raise _exists()
+            _insert_managed(transaction, key_id, number, layout, material, wrapped)
         return self.get(key_id)
 
     def register(self, key_id: str, layout: Layout, policy: Policy, public: bytes) -> Key:
@@ -184,6 +193,7 @@ class Keyring:
 
         Raises:
             KeyNotFound, KeyClientHeld: see there.
+            KeyEncryptionUnavailable, KeyEncryptionKeyMissing: nothing was made.
         """
         key = self.get(key_id)
         if key.custody is not Custody.MANAGED:
@@ -191,9 +201,10 @@ class Keyring:
         if key.version != current:
             return key
         material = self._scheme.generate(key.layout.parameters)
+        wrapped = self._wrap(key_id, current + 1, material)
         with self._engine.begin() as transaction:
             if _advance(transaction, key_id, current):
-                self._insert_managed(transaction, key_id, current + 1, key.layout, material)
+                _insert_managed(transaction, key_id, current + 1, key.layout, material, wrapped)
         return self.get(key_id)
 
     def register_version(self, key_id: str, current: int, public: bytes) -> Key:
@@ -339,17 +350,34 @@ class Keyring:
                 state=version.state.value,
                 oldest=key.oldest_version,
             )
-        return self._opener(key_id, number, version.created)
+        # the time it was made tells the version from another of that name, should the database be put back
+        held = (key_id, number, version.created)
+        with self._lock:
+            if held in self._openers:
+                self._openers.move_to_end(held)
+                return self._openers[held]
+        opener = self._scheme.opener(key.layout, self.secret(key_id, number))
+        with self._lock:
+            self._openers[held] = opener
+            if len(self._openers) > _OPENERS:
+                self._openers.popitem(last=False)
+        return opener
 
-    def drop_openers(self) -> None:
-        """Hold no secret longer than it is wanted: the state of a version has changed."""
-        self._opener.cache_clear()
+    def drop_opener(self, key_id: str, number: int) -> None:
+        """Hold no secret longer than it is wanted: the state of a version has changed.
+
+        Those of other versions stay: the provider of the key-encryption key may be away.
+        """
+        with self._lock:
+            for held in [held for held in self._openers if held[:2] == (key_id, number)]:
+                del self._openers[held]
 
     def secret(self, key_id: str, number: int) -> bytes:
         """The packed secret key of a version, for those who may have it.
 
         Raises:
             KeyNotFound, KeyClientHeld, KeyVersionInactive, SecretDamaged: see there.
+            KeyEncryptionUnavailable, KeyEncryptionKeyMissing: try again later.
         """
         table = tables.versions
         query = sa.select(table.c.wrapped_secret).where(table.c.key == key_id, table.c.number == number)
@@ -357,11 +385,7 @@ class Keyring:
             wrapped = transaction.execute(query).scalar_one_or_none()
         if wrapped is None:
             raise KeyVersionInactive("the key version has no secret here: it is destroyed, or held by its owner")
-        return wrapping.unwrap(self._provider, wrapped, version_name(key_id, number))
-
-    def _load_opener(self, key_id: str, number: int, created: datetime) -> Opener:
-        """`created` tells the version from another of that name, should the database be put back."""
-        return self._scheme.opener(self.get(key_id).layout, self.secret(key_id, number))
+        return wrapping.unwrap(self._encryption, wrapped, version_name(key_id, number))
 
     def _version(self, key_id: str, number: int) -> Any:
         table = tables.versions
@@ -372,13 +396,8 @@ class Keyring:
             raise _no_version()
         return row
 
-    def _insert_managed(
-        self, transaction: sa.Connection, key_id: str, number: int, layout: Layout, material: KeyMaterial
-    ) -> None:
-        wrapped = wrapping.wrap(self._provider, material.secret, version_name(key_id, number))
-        _insert_version(transaction, key_id, number, layout, material.public, wrapped)
-        for element, evaluation_key in material.evaluation.items():
-            _insert_evaluation_key(transaction, key_id, number, element, evaluation_key)
+    def _wrap(self, key_id: str, number: int, material: KeyMaterial) -> bytes:
+        return wrapping.wrap(self._encryption, material.secret, version_name(key_id, number))
 
     @staticmethod
     def _select() -> sa.Select[Any]:
@@ -402,8 +421,8 @@ def _insert_key(
     before = transaction.execute(sa.select(table).where(table.c.id == key_id)).one_or_none()
     states = transaction.execute(sa.select(versions.c.state).where(versions.c.key == key_id)).scalars().all()
     if any(state != State.DESTROYED for state in states):
-        raise KeyExists("there is a key of that id: choose another")
-    number = 1 if before is None else before.primary_version + 1
+        raise _exists()
+    number = _next_number(transaction, key_id)
     version = 1 if before is None else before.policy["version"] + 1
     values = {
         "custody": custody.value,
@@ -422,6 +441,11 @@ def _insert_key(
     else:
         transaction.execute(sa.update(table).where(table.c.id == key_id).values(values))
     return number
+
+
+def _next_number(transaction: sa.Connection, key_id: str) -> int:
+    query = sa.select(tables.keys.c.primary_version).where(tables.keys.c.id == key_id)
+    return (transaction.execute(query).scalar_one_or_none() or 0) + 1
 
 
 def _advance(transaction: sa.Connection, key_id: str, current: int) -> bool:
@@ -452,6 +476,14 @@ def _insert_version(
     )
 
 
+def _insert_managed(
+    transaction: sa.Connection, key_id: str, number: int, layout: Layout, material: KeyMaterial, wrapped: bytes
+) -> None:
+    _insert_version(transaction, key_id, number, layout, material.public, wrapped)
+    for element, evaluation_key in material.evaluation.items():
+        _insert_evaluation_key(transaction, key_id, number, element, evaluation_key)
+
+
 def _insert_evaluation_key(transaction: sa.Connection, key_id: str, number: int, element: int, material: bytes) -> None:
     table = tables.evaluation_keys
     where = (table.c.key == key_id, table.c.version == number, table.c.galois_element == element)
@@ -465,6 +497,10 @@ def _insert_evaluation_key(transaction: sa.Connection, key_id: str, number: int,
             digest=hashlib.sha256(material).digest(),
         )
     )
+
+
+def _exists() -> KeyExists:
+    return KeyExists("there is a key of that id: choose another")
 
 
 def _no_version() -> KeyNotFound:

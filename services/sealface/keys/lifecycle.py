@@ -144,8 +144,8 @@ class Lifecycle:
                 transaction.execute(sa.delete(tables.evaluation_keys).where(*of_version))
                 values: dict[str, Any] = {"state": State.DESTROYED, "wrapped_secret": None}
                 self._update(transaction, key_id, number, (State.DESTROY_SCHEDULED,), **values)
-        if rows:
-            self._keyring.drop_openers()
+        for key_id, number in rows:
+            self._keyring.drop_opener(key_id, number)
         return len(rows)
 
     def export(self, key_id: str, number: int, recipient: bytes) -> bytes:
@@ -176,7 +176,7 @@ class Lifecycle:
         allowed = (State.ENABLED, State.DISABLED, State.QUARANTINED)
         with self._engine.begin() as transaction:
             changed = self._update(transaction, key_id, number, allowed, state=state, **values)
-        self._keyring.drop_openers()
+        self._keyring.drop_opener(key_id, number)
         version = self._keyring.version(key_id, number)
         if not changed:
             raise _destroyed()

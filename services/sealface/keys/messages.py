@@ -5,8 +5,9 @@ from __future__ import annotations
 from sealface.keys.callers import Caller, Role
 from sealface.keys.judge import InvalidDecisionRequest, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, State, Version, version_name
+from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2
+from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2
 
 CHUNK_BYTES = 1 << 20
 _LARGEST_REQUEST_BYTES = 4096
@@ -107,6 +108,18 @@ def key_to_proto(key: Key) -> key_pb2.Key:
         create_time=convert.timestamp(key.created),
         oldest_version=key.oldest_version,
         exportable=key.exportable,
+    )
+
+
+def rewrapped_to_proto(rewrapped: Rewrapped) -> key_service_pb2.RewrapKeysResponse:
+    """What became of the secrets."""
+    return key_service_pb2.RewrapKeysResponse(
+        key_encryption_key=rewrapped.key,
+        key_encryption_key_version=rewrapped.version,
+        current=rewrapped.current,
+        rewrapped=rewrapped.rewrapped,
+        failed=rewrapped.failed,
+        unrecoverable=rewrapped.unrecoverable,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -13,13 +14,19 @@ from sealface.keys.callers import Callers
 from sealface.keys.judge import Judge
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import Destroyer, Lifecycle
+from sealface.keys.occupancy import Occupancy
 from sealface.keys.operator import OperatorInterceptor
+from sealface.keys.providers import FileKey, open_provider
+from sealface.keys.recovery import PUBLIC_FILE, RecoveryRecipient
+from sealface.keys.rewrap import rewrap_all
+from sealface.keys.sealed import LOOK_S, Seal, SealInterceptor
 from sealface.keys.servicer import KeyServicer
-from sealface.keys.wrapping import FileKey
+from sealface.keys.wrapping import KeyEncryption
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.schema import KEYS
 from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
+KEY_FILE = "key-encryption.key"
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
 
 
@@ -31,36 +38,68 @@ class KeyConfig:
         folder: the key zone's state; nobody else may read it.
         server: how it listens.
         operator: PEM file with the operator's Ed25519 public key; its name is the operator's id.
+        key_encryption: address of the key-encryption key, see `providers.open_provider`; default a file in `folder`.
+        key_encryption_old: address of the one before, for what is not rewrapped yet.
+        look_s: seconds between looks at the key-encryption key.
     """
 
     folder: Path
     server: ServerConfig
     operator: Path | None = None
+    key_encryption: str = ""
+    key_encryption_old: str = ""
+    look_s: float = LOOK_S
+
+    @property
+    def database(self) -> Path:
+        """The key zone's database."""
+        return self.folder / "keys.db"
+
+    def encryption(self) -> KeyEncryption:
+        """The key-encryption keys; whether they are there is not looked at.
+
+        Raises:
+            InvalidKeyEncryption, RecoveryKeyUnreadable: see there.
+        """
+        own, public = self.folder / KEY_FILE, self.folder / PUBLIC_FILE
+        return KeyEncryption(
+            open_provider(self.key_encryption or f"file:{own}"),
+            [open_provider(self.key_encryption_old)] if self.key_encryption_old else [],
+            RecoveryRecipient.load(public) if public.exists() else None,
+        )
 
 
 def build(config: KeyConfig, scheme: Scheme) -> Server:
-    """The service, ready to start. A missing key-encryption key is made only where there is no database yet."""
+    """The service, ready to start; sealed until it has its key-encryption key.
+
+    That is made only where it is to be in the service's own folder, and there is no database yet.
+    """
     config.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    database, key_file = config.folder / "keys.db", config.folder / "key-encryption.key"
-    if not database.exists() and not key_file.exists():
+    key_file = config.folder / KEY_FILE
+    if not config.key_encryption and not config.database.exists() and not key_file.exists():
         FileKey.create(key_file)
-    provider = FileKey(key_file)
-    engine = KEYS.open_file(database)
+    encryption = config.encryption()
+    engine = KEYS.open_file(config.database)
     callers = Callers(engine)
     if config.operator is not None:
         public = load_pem_public_key(config.operator.read_bytes())
         if not isinstance(public, Ed25519PublicKey):
             raise ValueError(f"{config.operator}: no Ed25519 public key")
         callers.ensure_operator(config.operator.stem, public.public_bytes_raw())
-    keyring = Keyring(engine, scheme, provider)
-    judge = Judge(keyring, callers, engine, provider)
+    keyring = Keyring(engine, scheme, encryption)
+    judge = Judge(keyring, callers, engine, encryption)
     lifecycle = Lifecycle(engine, keyring)
+
+    def report(serving: bool, *names: str) -> None:
+        server.report(serving, *names)
+
+    seal = Seal(judge.unseal, encryption.probe, report, config.look_s)
     server = Server(
         config.server,
         [SERVICE],
-        interceptors=[OperatorInterceptor(callers)],
-        background=[Destroyer(lifecycle, engine)],
+        interceptors=[SealInterceptor(seal), OperatorInterceptor(callers)],
+        background=[Occupancy(config.folder), seal, Destroyer(lifecycle, engine)],
     )
-    servicer = KeyServicer(keyring, lifecycle, callers, judge)
+    servicer = KeyServicer(keyring, lifecycle, callers, judge, partial(rewrap_all, engine, encryption))
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from sealface.keys.judge import Hearing, Judge, Request, Verdict
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import UNDO, Lifecycle
 from sealface.keys.renewal import Renewal
+from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import result_from_wire
 from sealface.runtime.timing import SERVER_TIMING, format_timing
@@ -35,11 +36,19 @@ class TooManyLinks(LimitExceeded):
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """See `KeyService` in the contract. Operator methods are authenticated by `operator.OperatorInterceptor`."""
 
-    def __init__(self, keyring: Keyring, lifecycle: Lifecycle, callers: Callers, judge: Judge) -> None:
+    def __init__(
+        self,
+        keyring: Keyring,
+        lifecycle: Lifecycle,
+        callers: Callers,
+        judge: Judge,
+        rewrap: Callable[..., Rewrapped],
+    ) -> None:
         self._keyring = keyring
         self._lifecycle = lifecycle
         self._callers = callers
         self._judge = judge
+        self._rewrap = rewrap
 
     async def CreateKey(self, request: key_service_pb2.CreateKeyRequest, context: Context) -> key_pb2.Key:
         """See the contract."""
@@ -151,6 +160,12 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         name = names.key_version(request.name)
         box = await asyncio.to_thread(self._lifecycle.export, *name, request.hpke_public_key)
         return key_service_pb2.ExportKeyVersionResponse(box=box)
+
+    async def RewrapKeys(
+        self, request: key_service_pb2.RewrapKeysRequest, context: Context
+    ) -> key_service_pb2.RewrapKeysResponse:
+        """See the contract."""
+        return messages.rewrapped_to_proto(await asyncio.to_thread(self._rewrap, only_count=request.validate_only))
 
     async def GetKey(self, request: key_service_pb2.GetKeyRequest, context: Context) -> key_pb2.Key:
         """See the contract."""

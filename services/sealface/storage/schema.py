@@ -73,6 +73,21 @@ class Schema:
                 needed=self.newest(),
             )
 
+    def check_readable(self, engine: sa.Engine) -> None:
+        """Refuse a database that this version can neither read nor bring up to date.
+
+        Raises:
+            SchemaOutOfDate: it is empty, or newer.
+        """
+        found = self.revision(engine)
+        known = {script.revision for script in ScriptDirectory.from_config(self._config()).walk_revisions()}
+        if found not in known:
+            raise SchemaOutOfDate(
+                "the database is of a newer version of this program, or of another: install that version",
+                found=found or "none",
+                needed=self.newest(),
+            )
+
     def open_file(self, path: Path) -> sa.Engine:
         """An SQLite file, brought up to date; made with mode 0600, in a folder of mode 0700, if it is not there."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
