@@ -11,7 +11,7 @@ import sealface_client
 from sealface import errors
 from sealface.errors import SealfaceError
 from sealface.protocol.scores import ScoresMisplaced, ScoresNotGenuine
-from sealface.protocol.sealing import DecisionNotGenuine
+from sealface.protocol.sealing import DecisionNotGenuine, SecretNotForUs
 from sealface.runtime import status
 from sealface_client.errors import ServiceError
 from tests.conftest import only_info
@@ -32,6 +32,7 @@ NO_KIND = {
     ScoresMisplaced,
     ScoresNotGenuine,
     DecisionNotGenuine,
+    SecretNotForUs,
     status.InternalError,
     status.UpstreamError,
     ServiceError,
