@@ -20,6 +20,7 @@ from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
+from sealface.protocol.zones import Zone
 from sealface.recognition import models
 from sealface_client.channels import OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
@@ -50,12 +51,15 @@ class AsyncClient:
     """Sealface's services, seen from a caller.
 
     Args:
-        endpoints: where they are.
+        endpoints: where they are, and whose certificates they show.
         credential: who asks; needed for decisions and for making keys.
         keys: folder of the secret keys of client-held galleries.
         pins: key version -> SHA-256 of the public key it must have, for callers that pin.
         scheme: the cipher; tests bring their own.
         timeout_s: deadline of each call.
+
+    Raises:
+        AuthorityMissing: services elsewhere are not called in plaintext.
     """
 
     def __init__(
@@ -76,9 +80,9 @@ class AsyncClient:
         self._pins = pins or {}
         signer = OperatorSigner(credential) if credential else None
         self._channels = [
-            open_channel(endpoints.keys, signer),
-            open_channel(endpoints.enrollment),
-            open_channel(endpoints.matching),
+            open_channel(endpoints.keys, Zone.KEYS, endpoints.ca, signer),
+            open_channel(endpoints.enrollment, Zone.COMPUTE, endpoints.ca),
+            open_channel(endpoints.matching, Zone.COMPUTE, endpoints.ca),
         ]
         self.keys: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(self._channels[0])
         self.enrollment: enrollment_service_pb2_grpc.EnrollmentServiceAsyncStub = (
@@ -100,6 +104,7 @@ class AsyncClient:
 
         Raises:
             NoServices: nothing says where they are.
+            AuthorityMissing: services elsewhere are not called in plaintext.
         """
         chosen = state or os.environ.get("SEALFACE_STATE")
         folder = Path(chosen) if chosen else None

@@ -6,11 +6,15 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from sealface.addresses import is_loopback
+from sealface.errors import InvalidInput
 from sealface.protocol.signing import Credential
+from sealface.protocol.zones import Zone
 
 MESSAGE_LIMIT = 4 * 1024 * 1024
 
@@ -68,16 +72,43 @@ class OperatorSigner(grpc.aio.UnaryUnaryClientInterceptor):
         return await continuation(signed, request)
 
 
-def open_channel(address: str, signer: OperatorSigner | None = None) -> grpc.aio.Channel:
-    """A channel to one service."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_receive_message_length", MESSAGE_LIMIT),
-            ("grpc.max_send_message_length", MESSAGE_LIMIT),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),  # else a service that was away stays so for up to two minutes
-        ],
-        interceptors=[signer] if signer else None,
-    )
+class AuthorityMissing(InvalidInput):
+    """Services on another machine were to be called without TLS, or the authority's file cannot be read."""
+
+
+def open_channel(address: str, zone: Zone, ca: Path | None, signer: OperatorSigner | None = None) -> grpc.aio.Channel:
+    """A channel to one service.
+
+    Args:
+        address: its `host:port`.
+        zone: what its certificate must say it is of, whatever its address.
+        ca: the authority that must have issued it; None for plaintext, on loopback.
+        signer: of operator calls.
+
+    Raises:
+        AuthorityMissing: see there.
+    """
+    options = [
+        ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+        ("grpc.max_send_message_length", MESSAGE_LIMIT),
+        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),  # else a service that was away stays so for up to two minutes
+    ]
+    interceptors = [signer] if signer else None
+    if ca is not None:
+        options.append(("grpc.ssl_target_name_override", zone.server_name))
+        return grpc.aio.secure_channel(address, _credentials(ca), options=options, interceptors=interceptors)
+    if not is_loopback(address):
+        raise AuthorityMissing(
+            f"{address} is no loopback address, and plaintext is spoken on loopback alone: set SEALFACE_CA to the PEM "
+            "file of the services' authority"
+        )
+    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+
+
+def _credentials(ca: Path) -> grpc.ChannelCredentials:
+    try:
+        return grpc.ssl_channel_credentials(ca.read_bytes())
+    except OSError as error:
+        raise AuthorityMissing(f"{ca}: {error.strerror}: name the PEM file of the services' authority") from None

@@ -20,15 +20,20 @@ from typing import IO
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sealface.cli.authority import CA_FILE, LEAF_LIFETIME, Authority
 from sealface.errors import Unavailable, WrongState
 from sealface.protocol.signing import Credential, write_private
+from sealface.protocol.zones import Zone
+from sealface.runtime.tls import Tls
 from sealface_client.endpoints import SERVICES_FILE
 
 OPERATOR = "operator"
 SERVICES = ("keys", "enrollment", "matching")
 ZONES = {"keys": "keys", "enrollment": "compute", "matching": "compute", "worker": "compute", "edge": "edge-service"}
+_ZONE_OF = {"keys": Zone.KEYS, "compute": Zone.COMPUTE, "edge-service": Zone.EDGE}
 _OF_COMPUTE = {"SEALFACE_DATABASE", "SEALFACE_REDIS"}
 _OF_KEYS = ("SEALFACE_KEY_ENCRYPTION", "VAULT_")
+_OF_A_DEPLOYMENT = {"SEALFACE_TLS_CERT", "SEALFACE_TLS_KEY", "SEALFACE_TLS_CA", "SEALFACE_INSECURE"}
 _START_S = 120.0
 _STOP_S = 30.0
 
@@ -56,13 +61,23 @@ class LocalServices:
         state: their state folder.
         addresses: service -> `host:port`.
         environment: added to that of this process.
+        insecure: whether they speak plaintext.
     """
 
     state: Path
     addresses: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    insecure: bool = False
+    _internal: str = ""  # address of the key service for the others
+    _authority: Authority | None = None
+    _certified: float = 0.0  # when certificates were issued last, seconds since 1970
     _processes: dict[str, _Process] = field(default_factory=dict)
     _lock: IO[str] | None = None
+
+    @property
+    def ca(self) -> Path | None:
+        """The certificate that clients are to trust."""
+        return None if self.insecure else self.state / CA_FILE
 
     def pid(self, service: str) -> int:
         """Process id of a service."""
@@ -91,10 +106,22 @@ class LocalServices:
         except OSError:
             raise StateInUse("services run on this state folder already: stop them, or name another folder") from None
         _compile(self.state)
+        if not self.insecure:
+            self._authority = Authority.at(self.state)
+            self.certify()
         self.launch("keys")
         for launched in [self._spawn(service) for service in SERVICES[1:]]:
             self._await(launched)
-        write_private(self.state / SERVICES_FILE, json.dumps(self.addresses).encode())
+        found = self.addresses | ({} if self.insecure else {"ca": CA_FILE})
+        write_private(self.state / SERVICES_FILE, json.dumps(found).encode())
+
+    def certify(self) -> None:
+        """Give every service another certificate; those that run take it up by themselves."""
+        if self._authority is None:
+            return
+        for service, folder in ZONES.items():
+            self._authority.certify(certificate_files(self.state, service), _ZONE_OF[folder])
+        self._certified = time.time()
 
     def launch(self, service: str) -> None:
         """Start one service, at the address it had before if it had one.
@@ -108,10 +135,13 @@ class LocalServices:
         zone = self.state / ZONES[service]
         command = [sys.executable, "-m", "sealface.cli.main", "serve", service, "--state", str(self.state)]
         command += ["--with-parent", "--listen", self.addresses.get(service, "127.0.0.1:0")]
-        if service != "keys":
-            command += ["--keys", self.addresses["keys"]]
+        command += ["--insecure"] if self.insecure else []
+        if service == "keys":
+            command += ["--listen-internal", self._internal or "127.0.0.1:0"]
+        else:
+            command += ["--keys", self._internal]
         environment = (
-            os.environ
+            {name: value for name, value in os.environ.items() if name not in _OF_A_DEPLOYMENT}
             | self.environment
             | {
                 "NUMBA_CACHE_DIR": str(zone / "numba"),
@@ -144,6 +174,7 @@ class LocalServices:
         try:
             ready = json.loads(line)
             self.addresses[process.name], process.serving = ready["address"], ready["serving"]
+            self._internal = ready.get("internal", self._internal)
         except (ValueError, KeyError):
             process.popen.kill()  # it may be there and not get ready
             raise ServiceDidNotStart(
@@ -151,8 +182,13 @@ class LocalServices:
             ) from None
 
     def watch(self, stopping: Callable[[], bool], restarted: Callable[[str], None]) -> None:
-        """Start again what dies, until it is time to stop; what does not get ready, for want of a database, too."""
+        """Start again what dies, until it is time to stop; what does not get ready, for want of a database, too.
+
+        Certificates are renewed when half their time is over.
+        """
         while not stopping():
+            if time.time() - self._certified > LEAF_LIFETIME.total_seconds() / 2:
+                self.certify()
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
                     restarted(process.name)
@@ -181,6 +217,12 @@ def _of_keys(environment: Mapping[str, str]) -> set[str]:
     found = {name for name in environment if name.startswith(_OF_KEYS)}
     addresses = [environment[name] for name in found]
     return found | {address.removeprefix("env:") for address in addresses if address.startswith("env:")}
+
+
+def certificate_files(state: Path, service: str) -> Tls:
+    """Where `sealface serve` puts a service's certificate, and a copy of the authority's: in the service's own zone."""
+    folder = state / ZONES[service] / "tls"
+    return Tls(folder / f"{service}.pem", folder / f"{service}.key", folder / CA_FILE)
 
 
 def _private(path: str, flags: int) -> int:
@@ -215,10 +257,10 @@ def _compile(state: Path) -> None:
 
 
 @contextmanager
-def local_services(state: Path | None = None, **environment: str) -> Iterator[LocalServices]:
+def local_services(state: Path | None = None, *, insecure: bool = False, **environment: str) -> Iterator[LocalServices]:
     """Services for the time of a block; in a temporary state folder if none is named, and with variables of theirs."""
     with TemporaryDirectory(prefix="sealface-") as temporary:
-        services = LocalServices(state or Path(temporary), environment=environment)
+        services = LocalServices(state or Path(temporary), environment=environment, insecure=insecure)
         try:
             services.start()
             yield services

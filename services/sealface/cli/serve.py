@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sealface.cli.authority import CA_FILE
 from sealface.cli.output import Exit, fail, print_json, progress, reporting
-from sealface.cli.processes import OPERATOR, ZONES, LocalServices
+from sealface.cli.processes import OPERATOR, ZONES, LocalServices, certificate_files
 from sealface.cli.workers import Pool, Workers
 
 if TYPE_CHECKING:
+    from sealface.runtime.server import ServerConfig
+    from sealface.runtime.tls import Tls
     from sealface.storage.cache import CacheConfig
 
 _PACKAGES = ("sealface", "sealface_client", "sealface_protos")
@@ -48,7 +51,27 @@ def serve(
     service: Annotated[Service | None, typer.Argument(help="One service; all three if left out.")] = None,
     state: Annotated[Path, typer.Option(envvar="SEALFACE_STATE", help="State folder.")] = Path(".state"),
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:0",
-    keys: Annotated[str, typer.Option(envvar="SEALFACE_KEYS", help="Address of the key service.")] = "",
+    listen_internal: Annotated[
+        str, typer.Option(help="host:port of `keys` for the other services, which show a certificate there.")
+    ] = "127.0.0.1:0",
+    keys: Annotated[
+        str,
+        typer.Option(
+            envvar=["SEALFACE_KEYS_INTERNAL", "SEALFACE_KEYS"], help="Address of the key service for other services."
+        ),
+    ] = "",
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="SEALFACE_TLS_CERT", help="PEM file: this service's certificate.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SEALFACE_TLS_KEY", help="PEM file: the certificate's private key.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(envvar="SEALFACE_TLS_CA", help="PEM file: whose certificates are believed.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", envvar="SEALFACE_INSECURE", help="Plaintext; on loopback only.")
+    ] = False,
     database: Annotated[
         str,
         typer.Option(
@@ -117,10 +140,34 @@ def serve(
     if service is None:
         os.environ.update(shared.environment())
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
-        _serve_all(state)
+        _serve_all(state, insecure)
     else:
+        from sealface.runtime.server import ServerConfig
+
+        tls = None if insecure else _certificate(service, state, (tls_cert, tls_key, tls_ca))
+        os.environ.update({"SEALFACE_INSECURE": "1"} if insecure else {})  # for workers
+        config = ServerConfig(listen, tls=tls, internal=listen_internal if service is Service.KEYS else None)
         encryption = (key_encryption, key_encryption_old)
-        _serve_one(service, state, listen, keys, database, cache, shared, max_megapixels, with_parent, encryption)
+        _serve_one(service, state, config, keys, database, cache, shared, max_megapixels, with_parent, encryption)
+
+
+def _certificate(service: Service, state: Path, named: tuple[Path | None, Path | None, Path | None]) -> Tls:
+    """The files that were named, else those that `sealface serve` has put in the state folder."""
+    from sealface.runtime.tls import Tls
+
+    certificate, key, authority = named
+    if certificate and key and authority:
+        tls = Tls(certificate.absolute(), key.absolute(), authority.absolute())
+        names = ("CERT", "KEY", "CA")
+        os.environ.update({f"SEALFACE_TLS_{name}": str(path) for name, path in zip(names, tls.files, strict=True)})
+        return tls
+    tls = certificate_files(state, service)
+    if any(named) or not tls.certificate.exists():
+        fail(
+            "name a certificate with --tls-cert, --tls-key and --tls-ca, or ask for plaintext with --insecure",
+            Exit.USAGE,
+        )
+    return tls
 
 
 def _cache(redis: str, gib: float) -> CacheConfig | None:
@@ -137,7 +184,7 @@ def _cache(redis: str, gib: float) -> CacheConfig | None:
     return CacheConfig(RedisAddress.parse(redis), int(gib * (1 << 30)))
 
 
-def _serve_all(state: Path) -> None:
+def _serve_all(state: Path, insecure: bool) -> None:
     stopping = False
 
     def stop(*_: object) -> None:
@@ -146,12 +193,13 @@ def _serve_all(state: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    services = LocalServices(state)
+    services = LocalServices(state, insecure=insecure)
     try:
         services.start()
         for name in services.waiting():
             progress.print(f"the {name} service is up and cannot serve yet: {name}.log in the state folder says why")
-        print_json({**services.addresses, "ca": None, "state": str(state)})
+        ca = None if services.ca is None else str(services.ca)
+        print_json({**services.addresses, "ca": ca, "state": str(state)})
         services.watch(lambda: stopping, lambda name: progress.print(f"the {name} service died: starting it again"))
     finally:
         services.stop()
@@ -160,7 +208,7 @@ def _serve_all(state: Path) -> None:
 def _serve_one(
     service: Service,
     state: Path,
-    listen: str,
+    config: ServerConfig,
     keys: str,
     database: str,
     cache: CacheConfig | None,
@@ -191,20 +239,22 @@ def _serve_one(
         made = subprocess.run([sys.executable, "-m", "sealface.edge.credential", str(state)])  # noqa: S603 - our own
         if made.returncode:
             fail("the edge service has no credential: see above")
-        readable = [weights_folder(), state / "services.json"]
-        readable += [Path(named)] if (named := os.environ.get("SEALFACE_CREDENTIAL")) else []
+        readable = [weights_folder(), state / "services.json", state / CA_FILE]
+        readable += [Path(named) for name in ("CREDENTIAL", "CA") if (named := os.environ.get(f"SEALFACE_{name}"))]
     if service is Service.KEYS:
         from sealface.keys.providers import open_provider
 
         readable += [path for address in encryption if address for path in _beside(open_provider(address).reads, zone)]
     if cache is not None:
         readable += map(Path, cache.address.files)
+    if config.tls is not None:  # folders: a file that is replaced is another one to the kernel
+        readable += {file.parent for file in config.tls.files}
     writable = [zone]
     if service is Service.MATCHING:
         writable += shared.folders()
     confined = confine(_PACKAGES, writable, readable)
 
-    from sealface.runtime.server import Server, ServerConfig, announce, run
+    from sealface.runtime.server import Server, announce, run
 
     announce(confined)
 
@@ -214,7 +264,6 @@ def _serve_one(
         scheme = Ckks()
         if service is not Service.MATCHING:  # its workers compute
             scheme.warm()
-        config = ServerConfig(listen)
         server: Server
         if service is Service.KEYS:
             from sealface.keys.server import KeyConfig
@@ -231,7 +280,7 @@ def _serve_one(
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
 
-            home = shared.home(state, zone, database, cache)
+            home = shared.home(state, zone, database, cache, config.tls)
             matching = MatchingConfig(zone, config, keys, home, shared.replicas, database=database)
             server = build_matching(matching, scheme)
         elif service is Service.WORKER:
@@ -246,12 +295,12 @@ def _serve_one(
 
             limits = Limits(max_pixels=int(max_megapixels * 1e6))
             server = await build_edge(EdgeConfig(state, config, limits), scheme)
-        ready = {"service": service.value}
 
-        def tell(address: str) -> None:
-            print_json(ready | {"address": address, "serving": server.serving})
+        def ready(address: str) -> None:
+            internal = {"internal": server.internal} if service is Service.KEYS else {}
+            print_json({"service": service.value, "address": address, "serving": server.serving, **internal})
 
-        await run(server, tell, with_stdin=with_parent)
+        await run(server, ready, with_stdin=with_parent)
 
     asyncio.run(main())
     sys.stdout.close()

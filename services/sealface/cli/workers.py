@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sealface.runtime.tls import Tls
     from sealface.storage.cache import CacheConfig
     from sealface.workers.pool import Home
 
@@ -64,7 +65,7 @@ class Workers:
             folder.mkdir(exist_ok=True)
         return needed
 
-    def home(self, state: Path, zone: Path, database: str, cache: CacheConfig | None) -> Home:
+    def home(self, state: Path, zone: Path, database: str, cache: CacheConfig | None, tls: Tls | None) -> Home:
         """Where they run.
 
         Args:
@@ -72,6 +73,7 @@ class Workers:
             zone: the compute zone's part of it.
             database: address of the record; a file in the zone if none is named.
             cache: of the record's ciphertexts.
+            tls: the matching service's; actors show the same.
 
         Local ones read both from the environment.
 
@@ -85,9 +87,11 @@ class Workers:
             from sealface.workers.actors import RayActors, RayConfig
             from sealface.workers.server import WorkerConfig
 
-            config = WorkerConfig(zone, ServerConfig(), threads, memory, database, cache)
-            return RayActors(RayConfig(self.ray_address, self.asked, threads, memory), config)
+            config = WorkerConfig(zone, ServerConfig(tls=tls), threads, memory, database, cache)
+            return RayActors(RayConfig(self.ray_address, self.asked, threads, memory), config, tls)
         from sealface.workers.local import LocalProcesses
 
         command = [sys.executable, "-m", "sealface.cli.main", "serve", "worker", "--with-parent", "--state", str(state)]
-        return LocalProcesses([*command, "--threads", str(threads), "--memory", str(memory / (1 << 30))], count)
+        return LocalProcesses(
+            [*command, "--threads", str(threads), "--memory", str(memory / (1 << 30))], count, tls=tls
+        )

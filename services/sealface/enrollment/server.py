@@ -23,6 +23,7 @@ from sealface.enrollment.record import Record
 from sealface.enrollment.renewals import Renewals
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
+from sealface.protocol.zones import Zone
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Background, Server, ServerConfig
 from sealface.storage.cache import CacheConfig
@@ -48,7 +49,7 @@ class EnrollmentConfig:
     Attributes:
         folder: the compute zone's state, shared with the matching service.
         server: how it listens.
-        keys: address of the key service.
+        keys: address of the key service, the one for services.
         database: address of the record; a file in the folder if none is named.
         cache: that matching reads through; what is erased is dropped from it.
     """
@@ -64,7 +65,8 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     engine = open_record(config.folder, config.database)
     galleries, record = Galleries(engine), Record(engine)
-    keys, loop = KeySource(connect(config.keys), scheme), asyncio.get_running_loop()
+    keys = KeySource(connect(config.keys, config.server.tls, Zone.KEYS.server_name), scheme)
+    loop = asyncio.get_running_loop()
 
     def renew(key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
         return asyncio.run_coroutine_threadsafe(keys.renew(key_version, columns, cleared, blinded), loop)

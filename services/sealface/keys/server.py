@@ -22,12 +22,14 @@ from sealface.keys.rewrap import rewrap_all
 from sealface.keys.sealed import LOOK_S, Seal, SealInterceptor
 from sealface.keys.servicer import KeyServicer
 from sealface.keys.wrapping import KeyEncryption
+from sealface.protocol.zones import Zone
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.schema import KEYS
 from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
 KEY_FILE = "key-encryption.key"
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
+_OF_COMPUTE = {f"/{SERVICE}/{method}": Zone.COMPUTE.identity for method in ("Decide", "RenewBlock")}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
         [SERVICE],
         interceptors=[SealInterceptor(seal), OperatorInterceptor(callers)],
         background=[Occupancy(config.folder), seal, Destroyer(lifecycle, engine)],
+        peers=_OF_COMPUTE,
     )
     servicer = KeyServicer(keyring, lifecycle, callers, judge, partial(rewrap_all, engine, encryption))
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(servicer, server.grpc)

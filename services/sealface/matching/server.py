@@ -12,6 +12,7 @@ from sealface.matching.servicer import MatchingServicer
 from sealface.matching.transcripts import FILE as TRANSCRIPTS
 from sealface.matching.transcripts import Transcripts
 from sealface.matching.watch import Watch
+from sealface.protocol.zones import Zone
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
@@ -32,7 +33,7 @@ class MatchingConfig:
     Attributes:
         folder: the compute zone's state, shared with the enrollment service.
         server: how it listens.
-        keys: address of the key service.
+        keys: address of the key service, the one for services.
         home: where workers run; if none is named there is one in this process.
         replicas: how many workers hold each block.
         threads: of the worker in this process.
@@ -61,7 +62,8 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
     matcher = Matcher(galleries, scheme, pool, config.repeatable)
     transcripts = Transcripts(config.folder / TRANSCRIPTS) if config.repeatable else None
-    servicer = MatchingServicer(matcher, Decider(connect(config.keys)), transcripts)
+    decider = Decider(connect(config.keys, config.server.tls, Zone.KEYS.server_name))
+    servicer = MatchingServicer(matcher, decider, transcripts)
     server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

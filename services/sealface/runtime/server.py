@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection
 
 from sealface.errors import Unavailable
 from sealface.runtime.interceptors import ErrorInterceptor
+from sealface.runtime.peers import PeerInterceptor
+from sealface.runtime.tls import Certificate, Tls, check_plaintext, server_credentials
 
 _log = structlog.get_logger("sealface.server")
 
@@ -24,6 +26,9 @@ LIVENESS = "liveness"
 
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Largest message either way, bytes; what is larger is streamed."""
+
+_CONNECTION_S = 3600
+"""A peer shows its certificate again as often as that; what is under way is finished."""
 
 
 class AddressUnavailable(Unavailable):
@@ -39,12 +44,18 @@ class ServerConfig:
         message_limit: largest message it receives, bytes.
         calls_at_once: calls under way; more are refused as RESOURCE_EXHAUSTED.
         grace_s: seconds that calls under way have to finish when it is asked to stop.
+        tls: its certificate; None for plaintext, on loopback.
+        mutual: whether a client must show a certificate of the same authority; nobody has one in plaintext.
+        internal: a second address, for clients that show one; not listened at in plaintext.
     """
 
     address: str = "127.0.0.1:0"
     message_limit: int = MESSAGE_LIMIT
     grace_s: float = 20.0
     calls_at_once: int = 256
+    tls: Tls | None = None
+    mutual: bool = False
+    internal: str | None = None
 
 
 class Background(Protocol):
@@ -65,6 +76,12 @@ class Server:
         services: full protobuf names of its services, for health and reflection.
         interceptors: the service's own, inside the one that reports errors.
         background: started and stopped with the server.
+        peers: full method -> the zone's URI that a client's certificate must carry; in plaintext nobody has one, and
+            everybody on this machine may call.
+
+    Attributes:
+        grpc: to add servicers to.
+        internal: the second address with its real port, once it has started; the only one if there is no second.
     """
 
     def __init__(
@@ -73,21 +90,26 @@ class Server:
         services: Sequence[str],
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         background: Sequence[Background] = (),
+        peers: Mapping[str, str] | None = None,
     ) -> None:
         self._config = config
+        self._certificate = None if config.tls is None else Certificate(config.tls)
+        by_peer = [PeerInterceptor(peers)] if peers and config.tls else []
+        self.internal = ""
         self._background = background
         self._services = services
         self._health = health.aio.HealthServicer()
         self._serving = dict.fromkeys(("", *services), True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.grpc = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), *interceptors],
+            interceptors=[ErrorInterceptor(), *by_peer, *interceptors],
             maximum_concurrent_rpcs=config.calls_at_once,
             options=[
                 ("grpc.max_receive_message_length", config.message_limit),
                 ("grpc.max_send_message_length", config.message_limit),
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 1000),  # channels.KEEPALIVE
+                *([("grpc.max_connection_age_ms", _CONNECTION_S * 1000)] if config.tls else []),
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -100,13 +122,11 @@ class Server:
         what has begun is stopped.
 
         Raises:
-            AddressUnavailable: see there; or what the work in the background raises.
+            AddressUnavailable, PlaintextRefused: see there; or what the work in the background raises.
         """
-        host, _, _ = self._config.address.rpartition(":")
-        try:
-            port = self.grpc.add_insecure_port(self._config.address)
-        except RuntimeError:
-            raise AddressUnavailable(f"cannot listen at {self._config.address}: name another with --listen") from None
+        address = self.internal = self._listen(self._config.address, self._config.mutual)
+        if self._config.internal is not None and self._certificate is not None:
+            self.internal = self._listen(self._config.internal, mutual=True)
         await self._none_serving()
         await self.grpc.start()
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
@@ -119,7 +139,18 @@ class Server:
             raise
         self._loop = asyncio.get_running_loop()
         await self._report()
-        return f"{host}:{port}"
+        return address
+
+    def _listen(self, address: str, mutual: bool) -> str:
+        try:
+            if self._certificate is None:
+                check_plaintext(address)
+                port = self.grpc.add_insecure_port(address)
+            else:
+                port = self.grpc.add_secure_port(address, server_credentials(self._certificate, mutual=mutual))
+        except RuntimeError:
+            raise AddressUnavailable(f"cannot listen at {address}: name another with --listen") from None
+        return f"{address.rpartition(':')[0]}:{port}"
 
     async def stop(self) -> None:
         """Refuse new calls, finish those under way."""

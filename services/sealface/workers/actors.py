@@ -21,6 +21,7 @@ import structlog
 from sealface.cipher.scheme import Ckks
 from sealface.errors import Unavailable, WrongState
 from sealface.runtime.server import Server
+from sealface.runtime.tls import Tls
 from sealface.workers.pool import Member
 from sealface.workers.remote import RemoteWorker
 from sealface.workers.server import WorkerConfig, build
@@ -72,7 +73,8 @@ def _serving(config: WorkerConfig) -> type:
 
                 scheme = Ckks()
                 scheme.warm()
-                own: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+                # plaintext does not leave a machine: without TLS the cluster can be of this machine alone
+                own: str = get_node_ip_address() if config.server.tls else "127.0.0.1"  # type: ignore[no-untyped-call]
                 listen = replace(config.server, address=f"{own}:0")
                 self._server = build(replace(config, server=listen), scheme)
                 self._place = (await self._server.start(), os.getpid())
@@ -96,14 +98,17 @@ class RayActors:
 
     Args:
         ray_config: what is asked of the cluster.
-        config: how each worker is made; it listens on its machine's own address.
+        config: how each worker is made; it listens on its machine's own address, with a certificate that lies at the
+            same path on every machine.
+        tls: what they are called with; None for plaintext.
     """
 
-    def __init__(self, ray_config: RayConfig, config: WorkerConfig) -> None:
+    def __init__(self, ray_config: RayConfig, config: WorkerConfig, tls: Tls | None = None) -> None:
         if importlib.util.find_spec("ray") is None:
             raise RayMissing("Ray is not installed: pip install 'sealface[ray]'")
         self._ray_config = ray_config
         self._config = config
+        self._tls = tls
         self._actors: dict[str, _Actor] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -216,4 +221,4 @@ class RayActors:
             actor.worker.close()
         with self._lock:
             actor.place = place
-            actor.worker = None if place is None else RemoteWorker(place[0])
+            actor.worker = None if place is None else RemoteWorker(place[0], self._tls)

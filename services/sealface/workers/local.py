@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import structlog
 
 from sealface.errors import Unavailable
+from sealface.runtime.tls import Tls
 from sealface.workers.pool import Member
 from sealface.workers.remote import RemoteWorker
 
@@ -40,10 +41,18 @@ class LocalProcesses:
             input ends.
         count: how many.
         environment: added to that of this process.
+        tls: what they are called with; None for plaintext.
     """
 
-    def __init__(self, command: Sequence[str], count: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        environment: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._command = list(command)
+        self._tls = tls
         self._environment = os.environ | (environment or {})
         self._names = [f"worker-{number}" for number in range(count)]
         self._processes: dict[str, _Process] = {}
@@ -116,7 +125,7 @@ class LocalProcesses:
             popen.communicate()
             raise WorkerDidNotStart(f"{name} did not start: see the log of the matching service") from None
         with self._lock:
-            self._processes[name] = _Process(popen, RemoteWorker(address))
+            self._processes[name] = _Process(popen, RemoteWorker(address, self._tls))
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_S):

@@ -7,8 +7,10 @@ from typing import Any
 
 import grpc
 
-from sealface.runtime.channels import KEEPALIVE, RECONNECT
+from sealface.protocol.zones import Zone
+from sealface.runtime.channels import KEEPALIVE, connect_blocking
 from sealface.runtime.status import from_rpc_error
+from sealface.runtime.tls import Tls
 from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
 from sealface.workers.pool import Running, WorkerLost
 from sealface.workers.task import BlockGone, Part, Task, Tile, Timing
@@ -24,11 +26,12 @@ class RemoteWorker:
 
     Args:
         address: its `host:port`.
+        tls: certificate of the compute zone; None for plaintext, on loopback.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: Tls | None = None) -> None:
         sizes = [(f"grpc.max_{way}_message_length", LARGEST_MESSAGE) for way in ("send", "receive")]
-        self._channel = grpc.insecure_channel(address, options=[*RECONNECT, *KEEPALIVE, *sizes])
+        self._channel = connect_blocking(address, tls, Zone.COMPUTE.server_name, [*KEEPALIVE, *sizes])
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
 
     def run(self, task: Task, timeout_s: float) -> Running:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
+from sealface.protocol.zones import Zone
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig, open_templates
 from sealface.storage.galleries import Galleries
@@ -15,7 +16,9 @@ from sealface.workers.servicer import WorkerServicer
 from sealface.workers.worker import Worker
 from sealface_protos.workers.v1 import worker_service_pb2, worker_service_pb2_grpc
 
-SERVICE = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+_DESCRIPTOR = worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+SERVICE = _DESCRIPTOR.full_name
+_OF_COMPUTE = {f"/{SERVICE}/{method.name}": Zone.COMPUTE.identity for method in _DESCRIPTOR.methods}
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ def worker_of(config: WorkerConfig, scheme: Scheme) -> Worker:
 
 
 def build(config: WorkerConfig, scheme: Scheme) -> Server:
-    """The service, ready to start; needs a running event loop."""
+    """The service, ready to start; needs a running event loop. It serves its own zone alone."""
     worker = worker_of(config, scheme)
-    server = Server(replace(config.server, message_limit=LARGEST_MESSAGE), [SERVICE], background=[worker.reserve])
+    listening = replace(config.server, message_limit=LARGEST_MESSAGE, mutual=True)
+    server = Server(listening, [SERVICE], background=[worker.reserve], peers=_OF_COMPUTE)
     worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerServicer(worker), server.grpc)
     return server
