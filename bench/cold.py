@@ -102,7 +102,7 @@ def _service(folder: Path, workers: int, **environment: str) -> dict[str, float]
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "sealface.cli.main", "serve", "matching", "--state", str(folder)]
     command += ["--listen", f"127.0.0.1:{port}", "--keys", "127.0.0.1:1", "--workers", str(workers)]
-    command += ["--threads", str(workers)]
+    command += ["--threads", str(workers), "--insecure"]
     started = time.perf_counter()
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=os.environ | environment)  # noqa: S603

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
-from sealface.cli.processes import SERVICES, LocalServices
+from sealface.cli.processes import SERVICES, LocalServices, certificate_files
 from sealface.errors import SealfaceError
 from sealface.protocol.signing import Credential
 from sealface_client import AsyncClient, Client
@@ -77,7 +77,11 @@ class Caller:
 
 @pytest.fixture
 def caller(services: LocalServices) -> Iterator[Caller]:
-    channels = {name: grpc.insecure_channel(services.addresses[name], UNLIMITED) for name in SERVICES}
+    of_compute = certificate_files(services.state, "matching")
+    shown = of_compute.authority.read_bytes(), of_compute.key.read_bytes(), of_compute.certificate.read_bytes()
+    addresses = services.addresses | {"keys": services.internal}  # every method is behind that
+    credentials = grpc.ssl_channel_credentials(*shown)
+    channels = {name: grpc.secure_channel(addresses[name], credentials, UNLIMITED) for name in SERVICES}
     yield Caller(channels, Credential.load(services.state / "edge" / "operator.pem"))
     for channel in channels.values():
         channel.close()

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sealface.cli.processes import LocalServices, local_services
+from sealface.cli.authority import Authority
+from sealface.cli.processes import LocalServices, certificate_files, local_services
+from sealface.protocol.zones import Zone
 from sealface_client import Client
 from tests.system.conftest import DATA, POLICY, People, kill, revived
 
@@ -170,7 +172,8 @@ def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:
 
 
 def test_services_are_found_by_state_or_by_addresses(sealface: Command, services: LocalServices) -> None:
-    addresses = {f"SEALFACE_{name.upper()}": address for name, address in services.addresses.items()}
+    named = services.addresses | {"ca": str(services.ca)}
+    addresses = {f"SEALFACE_{name.upper()}": value for name, value in named.items()}
     for other in (Command(None, SEALFACE_STATE=str(services.state)), Command(None, **addresses)):
         assert other.json("gallery", "list") == sealface.json("gallery", "list")
 
@@ -268,6 +271,7 @@ def test_a_state_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_taken_or_none(tmp_path: Path) -> None:
+    Authority.create().certify(certificate_files(tmp_path, "keys"), Zone.KEYS)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for address in (f"127.0.0.1:{taken.getsockname()[1]}", "nonsense"):
             said = Command(None).ran("serve", "keys", "--state", tmp_path, "--listen", address, code=FAILED)[1]

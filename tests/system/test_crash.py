@@ -135,7 +135,9 @@ def test_serve_starts_again_what_dies_finishes_when_asked_to_stop_and_finds_its_
                     time.sleep(0.1)
                 gallery = patiently(lambda: client.gallery("door"))
                 assert patiently(lambda found=gallery: found.verify("ada", people.again(ada))).match
-            assert json.loads((tmp_path / "services.json").read_text()) == {name: ready[name] for name in SERVICES}
+            written = {name: ready[name] for name in SERVICES} | {"ca": "ca.pem"}
+            assert json.loads((tmp_path / "services.json").read_text()) == written
+            assert ready["ca"] == str(tmp_path / "ca.pem")
             asyncio.run(_stopped_amid_a_call(tmp_path, process, bob))
         said = process.communicate(timeout=40)[1]
         assert process.returncode == 0

@@ -111,7 +111,7 @@ def test_without_the_schema_services_do_not_start_and_say_what_to_do(postgresql,
     engine.dispose()
     url = postgresql.url.rpartition("/")[0] + "/empty"
     serve = Command(None, SEALFACE_DATABASE=url)
-    process = serve.start("serve", "enrollment", "--state", tmp_path, "--keys", "127.0.0.1:1")
+    process = serve.start("serve", "enrollment", "--state", tmp_path, "--keys", "127.0.0.1:1", "--insecure")
     _, err = process.communicate(timeout=60)
     assert process.returncode == FAILED
     assert "sealface migrate" in err

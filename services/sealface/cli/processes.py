@@ -62,13 +62,14 @@ class LocalServices:
         addresses: service -> `host:port`.
         environment: added to that of this process.
         insecure: whether they speak plaintext.
+        internal: address of the key service for the other services.
     """
 
     state: Path
     addresses: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     insecure: bool = False
-    _internal: str = ""  # address of the key service for the others
+    internal: str = ""
     _authority: Authority | None = None
     _certified: float = 0.0  # when certificates were issued last, seconds since 1970
     _processes: dict[str, _Process] = field(default_factory=dict)
@@ -137,9 +138,9 @@ class LocalServices:
         command += ["--with-parent", "--listen", self.addresses.get(service, "127.0.0.1:0")]
         command += ["--insecure"] if self.insecure else []
         if service == "keys":
-            command += ["--listen-internal", self._internal or "127.0.0.1:0"]
+            command += ["--listen-internal", self.internal or "127.0.0.1:0"]
         else:
-            command += ["--keys", self._internal]
+            command += ["--keys", self.internal]
         environment = (
             {name: value for name, value in os.environ.items() if name not in _OF_A_DEPLOYMENT}
             | self.environment
@@ -174,7 +175,7 @@ class LocalServices:
         try:
             ready = json.loads(line)
             self.addresses[process.name], process.serving = ready["address"], ready["serving"]
-            self._internal = ready.get("internal", self._internal)
+            self.internal = ready.get("internal", self.internal)
         except (ValueError, KeyError):
             process.popen.kill()  # it may be there and not get ready
             raise ServiceDidNotStart(

@@ -142,6 +142,8 @@ def serve(
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
         _serve_all(state, insecure)
     else:
+        if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
+            fail("name the key service's address with --keys", Exit.USAGE)
         from sealface.runtime.server import ServerConfig
 
         tls = None if insecure else _certificate(service, state, (tls_cert, tls_key, tls_ca))
@@ -217,8 +219,6 @@ def _serve_one(
     with_parent: bool,
     encryption: tuple[str, str],
 ) -> None:
-    if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
-        fail("name the key service's address with --keys", Exit.USAGE)
     zone = state / ZONES[service]
     zone.mkdir(mode=0o700, parents=True, exist_ok=True)
     scratch = zone / f"{service}-tmp"
