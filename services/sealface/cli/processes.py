@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -63,6 +64,7 @@ class LocalServices:
         environment: added to that of this process.
         insecure: whether they speak plaintext.
         internal: address of the key service for the other services.
+        lifetime: of their certificates, which are renewed when half of it is over.
     """
 
     state: Path
@@ -70,6 +72,7 @@ class LocalServices:
     environment: dict[str, str] = field(default_factory=dict)
     insecure: bool = False
     internal: str = ""
+    lifetime: timedelta = LEAF_LIFETIME
     _authority: Authority | None = None
     _certified: float = 0.0  # when certificates were issued last, seconds since 1970
     _processes: dict[str, _Process] = field(default_factory=dict)
@@ -121,7 +124,7 @@ class LocalServices:
         if self._authority is None:
             return
         for service, folder in ZONES.items():
-            self._authority.certify(certificate_files(self.state, service), _ZONE_OF[folder])
+            self._authority.certify(certificate_files(self.state, service), _ZONE_OF[folder], self.lifetime)
         self._certified = time.time()
 
     def launch(self, service: str) -> None:
@@ -185,10 +188,10 @@ class LocalServices:
     def watch(self, stopping: Callable[[], bool], restarted: Callable[[str], None]) -> None:
         """Start again what dies, until it is time to stop; what does not get ready, for want of a database, too.
 
-        Certificates are renewed when half their time is over.
+        Certificates are renewed in time.
         """
         while not stopping():
-            if time.time() - self._certified > LEAF_LIFETIME.total_seconds() / 2:
+            if time.time() - self._certified > self.lifetime.total_seconds() / 2:
                 self.certify()
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
