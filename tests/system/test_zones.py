@@ -95,9 +95,11 @@ def test_a_confined_process_cannot_reach_another_zone(
 ) -> None:
     state = services.state
     private = {
-        "keys": ["key-encryption.key", "keys.db", "keys.db-wal", "operator.pub", "keys.log"],
-        "compute": ["record.db", "record.db-wal", "matching.log"],
+        "keys": ["key-encryption.key", "keys.db", "keys.db-wal", "operator.pub", "keys.log", "tls/keys.key"],
+        "compute": ["record.db", "record.db-wal", "matching.log", "tls/matching.key", "tls/worker.key"],
         "edge": ["operator.pem", "keys/keys-held-versions-1.secret"],
+        "edge-service": ["tls/edge.key"],
+        "authority": ["ca.key", "ca.pem"],
     }
     others = [str(state / other / name) for other, names in private.items() if other != zone for name in names]
     assert all(Path(path).is_file() for path in others)

@@ -8,13 +8,14 @@ import signal
 import pytest
 
 from sealface.cipher.scheme import Ckks
+from sealface.cli.authority import Authority
 from sealface.matching.matcher import Matcher
 from sealface.runtime.server import ServerConfig
 from sealface.workers.actors import RayActors, RayConfig, RayUnavailable
 from sealface.workers.pool import WorkerPool
 from sealface.workers.server import WorkerConfig
 from tests.matching.test_matcher import Zone, search
-from tests.workers.test_pool import everybody, fill, until
+from tests.workers.test_pool import ZONES, certified, everybody, fill, foreign, until
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("ignore")]  # Ray's own warnings
 
@@ -48,6 +49,23 @@ def test_actors_find_what_is_there_and_are_started_again_when_they_die(ray_clust
     finally:
         actors.stop()
     assert actors.members() == {}
+
+
+def test_actors_serve_nobody_but_their_own_zone(ray_cluster, zone, tmp_path):
+    fill(zone, 6)
+    authority = Authority.create()
+    files = {name: certified(authority, tmp_path / name, of) for name, of in ZONES.items()}
+    actors = RayActors(
+        RayConfig(ray_cluster, workers=1), WorkerConfig(tmp_path, ServerConfig(tls=files["worker"])), files["matching"]
+    )
+    actors.start()
+    try:
+        matcher = Matcher(zone.galleries, zone.scheme, WorkerPool(actors))
+        assert search(zone, matcher, "door").keys() == everybody(zone)
+        (place,) = (actor.place for actor in actors._actors.values())
+        foreign(place[0], files)
+    finally:
+        actors.stop()
 
 
 def test_as_many_actors_as_there_is_room_for(ray_cluster, zone, tmp_path):

@@ -9,11 +9,15 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
+from sealface.cli.authority import Authority
 from sealface.errors import SealfaceError
 from sealface.matching.matcher import Matcher
+from sealface.protocol import zones
+from sealface.runtime.tls import Tls
 from sealface.workers.embedded import Embedded
 from sealface.workers.local import LocalProcesses, WorkerDidNotStart
 from sealface.workers.pool import SearchIncomplete, WorkerLost, WorkerPool, placed
@@ -352,11 +356,13 @@ import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from sealface.runtime.server import ServerConfig, run
+from sealface.runtime.tls import Tls
 from sealface.workers.server import WorkerConfig, build
 from tests.plain import Plain
 
 async def main():
-    server = build(WorkerConfig(Path(sys.argv[1]), ServerConfig("127.0.0.1:0")), Plain())
+    tls = Tls(*map(Path, sys.argv[3:])) if sys.argv[3:] else None
+    server = build(WorkerConfig(Path(sys.argv[1]), ServerConfig("127.0.0.1:0", tls=tls)), Plain())
     await run(server, lambda address: print(json.dumps({"address": address}), flush=True), with_stdin=True)
 
 asyncio.run(main())
@@ -382,6 +388,56 @@ def test_workers_behind_grpc_find_what_one_here_finds_and_are_started_again(zone
         assert search(zone, matcher, "door").keys() == everybody(zone)
         until(lambda before=before, victim=victim: processes.pids()[victim] != before)
     assert search(zone, matcher, "door").keys() == everybody(zone)
+
+
+ZONES = {"worker": zones.Zone.COMPUTE, "matching": zones.Zone.COMPUTE, "edge": zones.Zone.EDGE}
+
+
+def certified(authority, folder, zone):
+    files = Tls(folder / "tls.crt", folder / "tls.key", folder / "ca.crt")
+    authority.certify(files, zone)
+    return files
+
+
+def foreign(address, files):
+    """Neither another zone nor somebody without a certificate gets anything of a worker."""
+    request, path = b"", "/sealface.workers.v1.WorkerService/ListBlocks"
+    name = [("grpc.ssl_target_name_override", zones.Zone.COMPUTE.server_name)]
+    edge, ca = files["edge"], files["edge"].authority.read_bytes()
+    credentials = grpc.ssl_channel_credentials(ca, edge.key.read_bytes(), edge.certificate.read_bytes())
+    with grpc.secure_channel(address, credentials, name) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(path)(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    for unknown in (
+        grpc.secure_channel(address, grpc.ssl_channel_credentials(ca), name),
+        grpc.insecure_channel(address),
+    ):
+        with unknown as channel, pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(path)(request, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_workers_serve_nobody_but_their_own_zone(zone, tmp_path):
+    fill(zone, 6)
+    authority = Authority.create()
+    files = {name: certified(authority, tmp_path / name, of) for name, of in ZONES.items()}
+    command = [
+        sys.executable,
+        "-c",
+        WORKER,
+        os.fspath(tmp_path),
+        os.fspath(ROOT),
+        *map(os.fspath, files["worker"].files),
+    ]
+    running = LocalProcesses(command, 1, tls=files["matching"])
+    running.start()
+    try:
+        matcher = Matcher(zone.galleries, zone.scheme, WorkerPool(running))
+        assert search(zone, matcher, "door").keys() == everybody(zone)
+        (process,) = running._processes.values()
+        foreign(process.worker.address, files)
+    finally:
+        running.stop()
 
 
 def test_all_workers_killed_while_a_search_waits_for_them(zone, processes):

@@ -247,8 +247,8 @@ def _serve_one(
         readable += [path for address in encryption if address for path in _beside(open_provider(address).reads, zone)]
     if cache is not None:
         readable += map(Path, cache.address.files)
-    if config.tls is not None:  # folders: a file that is replaced is another one to the kernel
-        readable += {file.parent for file in config.tls.files}
+    if config.tls is not None:  # folders, because a file that is replaced is another one to the kernel; not the state's
+        readable += {file if zone.is_relative_to(file.parent) else file.parent for file in config.tls.files}
     writable = [zone]
     if service is Service.MATCHING:
         writable += shared.folders()

@@ -27,9 +27,13 @@ class RemoteWorker:
     Args:
         address: its `host:port`.
         tls: certificate of the compute zone; None for plaintext, on loopback.
+
+    Attributes:
+        address: the same.
     """
 
     def __init__(self, address: str, tls: Tls | None = None) -> None:
+        self.address = address
         sizes = [(f"grpc.max_{way}_message_length", LARGEST_MESSAGE) for way in ("send", "receive")]
         self._channel = connect_blocking(address, tls, Zone.COMPUTE.server_name, [*KEEPALIVE, *sizes])
         self._stub = worker_service_pb2_grpc.WorkerServiceStub(self._channel)
