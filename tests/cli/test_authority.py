@@ -22,15 +22,14 @@ def names(certificate: bytes) -> x509.SubjectAlternativeName:
 
 
 def test_it_is_made_once_and_its_key_is_for_the_owner_alone(tmp_path: Path) -> None:
-    made = Authority.at(tmp_path)
-    assert (tmp_path / "authority").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "authority" / "ca.key").stat().st_mode & 0o777 == 0o600
-    key = (tmp_path / "authority" / "ca.key").read_bytes()
-    assert load_pem_private_key(key, None).public_key() == made.certificate.public_key()
+    folder = tmp_path / "authority"
+    made = Authority.at(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "ca.key").stat().st_mode & 0o777 == 0o600
+    assert load_pem_private_key((folder / "ca.key").read_bytes(), None).public_key() == made.certificate.public_key()
+    assert Authority.at(folder).certificate == made.certificate
+    made.publish(tmp_path / "ca.pem")
     assert x509.load_pem_x509_certificate((tmp_path / "ca.pem").read_bytes()) == made.certificate
-    (tmp_path / "ca.pem").unlink()
-    assert Authority.at(tmp_path).certificate == made.certificate
-    assert (tmp_path / "ca.pem").exists()
 
 
 def test_another_takes_its_place_before_it_lapses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +42,7 @@ def test_another_takes_its_place_before_it_lapses(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("damage", [b"", b"no key"])
 def test_a_key_that_is_damaged_is_replaced_with_its_certificate(tmp_path: Path, damage: bytes) -> None:
     first = Authority.at(tmp_path)
-    (tmp_path / "authority" / "ca.key").write_bytes(damage)
+    (tmp_path / "ca.key").write_bytes(damage)
     assert Authority.at(tmp_path).certificate != first.certificate
 
 

@@ -83,7 +83,7 @@ def sealface(services: LocalServices) -> Command:
 def test_help_lists_the_commands() -> None:
     out, _ = Command(None).ran("--help", code=DONE)
     commands = ("serve", "gallery", "enroll", "verify", "identify", "erase", "keys", "bench", "evaluate")
-    for command in (*commands, "migrate", "backup", "restore", "doctor"):
+    for command in (*commands, "certify", "migrate", "backup", "restore", "doctor"):
         assert f" {command} " in out
 
 

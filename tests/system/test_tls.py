@@ -81,11 +81,13 @@ def test_whoever_is_not_compute_gets_no_decision_and_no_renewal(services: LocalS
 
 def test_addresses_alone_are_not_enough(services: LocalServices, tmp_path: Path) -> None:
     addresses = {f"SEALFACE_{name.upper()}": address for name, address in services.addresses.items()}
-    assert "does not answer" in Command(None, **addresses).error("gallery", "list", code=FAILED)
+    assert "set SEALFACE_CA" in Command(None, **addresses).error("gallery", "list", code=FAILED)
     other = tmp_path / "other.pem"
     Authority.at(tmp_path)
     (tmp_path / "ca.pem").rename(other)
-    assert "does not answer" in Command(None, SEALFACE_CA=str(other), **addresses).error("gallery", "list", code=FAILED)
+    assert "shows no certificate" in Command(None, SEALFACE_CA=str(other), **addresses).error(
+        "gallery", "list", code=FAILED
+    )
     missing = Command(None, SEALFACE_CA=str(tmp_path / "none.pem"), **addresses)
     assert "none.pem" in missing.error("gallery", "list", code=USAGE)
     elsewhere = Command(None, **addresses | {"SEALFACE_KEYS": "192.0.2.1:50051"})
@@ -132,19 +134,18 @@ def test_a_service_by_itself_names_its_certificate(tmp_path: Path) -> None:
 
 def test_a_deployment_s_files_are_read_and_read_again_by_a_confined_process(tmp_path: Path) -> None:
     """As they are replaced: another file of the same name, in a folder outside the service's zone."""
-    authority, files = Authority.create(), certificate_files(tmp_path / "secrets", "keys")
-    authority.certify(files, Zone.KEYS)
-    names = dict(zip(("CERT", "KEY", "CA"), map(str, files.files), strict=True))
-    command = Command(None, **{f"SEALFACE_TLS_{name}": value for name, value in names.items()})
+    certify = ("certify", "keys", tmp_path / "secrets", "--authority", tmp_path / "authority")
+    files = Command(None).json(*certify)
+    command = Command(None, **{f"SEALFACE_TLS_{name.upper()}": value for name, value in files.items()})
     process = command.start("serve", "keys", "--state", tmp_path / "state")
     assert process.stdout is not None
     try:
         ready = json.loads(process.stdout.readline())
         assert ready.keys() == {"service", "address", "internal"}
         before = shown(ready["address"])
-        authority.certify(files, Zone.KEYS)
+        assert Command(None).json(*certify) == files
         after = shown(ready["address"])
-        assert after == shown(ready["internal"]) == x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        assert after == shown(ready["internal"]) == x509.load_pem_x509_certificate(Path(files["cert"]).read_bytes())
         assert after != before
     finally:
         process.send_signal(signal.SIGTERM)

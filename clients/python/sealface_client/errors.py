@@ -62,8 +62,17 @@ def _from_rpc(error: grpc.aio.AioRpcError, service: str) -> ServiceError:
             return from_status(status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode()))
     code = error.code()
     message = {
-        grpc.StatusCode.UNAVAILABLE: f"the {service} service does not answer: start it (`sealface serve`) and retry",
+        grpc.StatusCode.UNAVAILABLE: f"the {service} service {_unavailable(error.details() or '')}",
         grpc.StatusCode.DEADLINE_EXCEEDED: f"the {service} service did not answer in time: retry, or allow more time",
         grpc.StatusCode.RESOURCE_EXHAUSTED: f"the message is over the {service} service's limit: send less at once",
     }.get(code, f"the {service} service failed ({code.name}): retry, and tell its operator if it stays")
     return ServiceError(code, message, code.name, {})
+
+
+def _unavailable(details: str) -> str:
+    """What to do about it; of a handshake that fails gRPC tells in prose alone."""
+    if "Tls handshake failed" in details or "verification check failed" in details:
+        return "shows no certificate of its zone by the authority in SEALFACE_CA: name the right file"
+    if "failed to connect" in details and "Socket closed" in details:
+        return "hangs up: set SEALFACE_CA if it shows a certificate, else retry"
+    return "does not answer: start it (`sealface serve`) and retry"

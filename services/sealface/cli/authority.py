@@ -22,7 +22,6 @@ from sealface.protocol.zones import Zone
 from sealface.runtime.tls import Tls
 
 CA_FILE = "ca.pem"
-_FOLDER = "authority"
 _LIFETIME = timedelta(days=3650)
 _LEFT = timedelta(days=30)  # with less, another authority takes its place at the next start
 _CLOCKS = timedelta(minutes=5)  # by which they may differ
@@ -57,17 +56,20 @@ class Authority:
         return cls(certificate, key)
 
     @classmethod
-    def at(cls, state: Path) -> Authority:
-        """The one of a state folder; made there if there is none, or if it lapses soon."""
-        folder = state / _FOLDER
+    def at(cls, folder: Path) -> Authority:
+        """The one of a folder; made there if there is none, or if it lapses soon."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        authority = _loaded(folder) or cls.create()
-        pem = authority.certificate.public_bytes(Encoding.PEM)
-        write_private(folder / "ca.key", _pem(authority.key))
-        write_private(folder / CA_FILE, pem)
-        write_private(state / CA_FILE, pem)
-        (state / CA_FILE).chmod(0o644)
+        authority = _loaded(folder)
+        if authority is None:
+            authority = cls.create()
+            write_private(folder / "ca.key", _pem(authority.key))
+            authority.publish(folder / CA_FILE)
         return authority
+
+    def publish(self, path: Path) -> None:
+        """Write its certificate to a file, for clients to trust."""
+        write_private(path, self.certificate.public_bytes(Encoding.PEM))
+        path.chmod(0o644)
 
     def issue(self, zone: Zone, lifetime: timedelta = LEAF_LIFETIME) -> tuple[bytes, bytes]:
         """Certificate and fresh key of a process of a zone, in PEM.
@@ -98,7 +100,7 @@ class Authority:
         """Issue into the files of a service, in place of what they hold; see `runtime.tls.Certificate`."""
         certificate, key = self.issue(zone, lifetime)
         files.certificate.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(files.authority, self.certificate.public_bytes(Encoding.PEM))
+        self.publish(files.authority)
         write_private(files.key, key)
         write_private(files.certificate, certificate)
 
@@ -107,7 +109,7 @@ def _loaded(folder: Path) -> Authority | None:
     try:
         key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
         certificate = x509.load_pem_x509_certificate((folder / CA_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
     usable = isinstance(key, ec.EllipticCurvePrivateKey) and key.public_key() == certificate.public_key()
     if not usable or certificate.not_valid_after_utc - datetime.now(UTC) < _LEFT:

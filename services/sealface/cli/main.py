@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealface.cli import backup, bench, doctor, evaluate, faces, gallery, key_zone, keys, record, serve
+from sealface.cli import backup, bench, certify, doctor, evaluate, faces, gallery, key_zone, keys, record, serve
 
 app = typer.Typer(
     help="Face recognition that never sees a face.",
@@ -13,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(serve.serve)
+app.command()(certify.certify)
 app.command()(record.migrate)
 app.command()(backup.backup)
 app.command()(backup.restore)

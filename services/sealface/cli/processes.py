@@ -111,7 +111,8 @@ class LocalServices:
             raise StateInUse("services run on this state folder already: stop them, or name another folder") from None
         _compile(self.state)
         if not self.insecure:
-            self._authority = Authority.at(self.state)
+            self._authority = Authority.at(self.state / "authority")
+            self._authority.publish(self.state / CA_FILE)
             self.certify()
         self.launch("keys")
         for launched in [self._spawn(service) for service in SERVICES[1:]]:
