@@ -141,7 +141,7 @@ def test_a_deployment_s_files_are_read_and_read_again_by_a_confined_process(tmp_
     assert process.stdout is not None
     try:
         ready = json.loads(process.stdout.readline())
-        assert ready.keys() == {"service", "address", "internal"}
+        assert ready.keys() == {"service", "address", "internal", "serving"}
         before = shown(ready["address"])
         assert Command(None).json(*certify) == files
         after = shown(ready["address"])
