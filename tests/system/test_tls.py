@@ -20,6 +20,8 @@ from sealface.cli.processes import SERVICES, LocalServices, certificate_files, l
 from sealface.protocol.zones import Zone
 from sealface_client import Client
 from sealface_client.channels import AuthorityMissing
+from sealface_protos.edge.v1 import edge_service_pb2 as edge
+from sealface_protos.edge.v1 import edge_service_pb2_grpc
 from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 from tests.conftest import status_of
 from tests.system.chaos.components import Service, Watching
@@ -77,6 +79,30 @@ def test_whoever_is_not_compute_gets_no_decision_and_no_renewal(services: LocalS
                 with pytest.raises(grpc.RpcError) as caught:
                     call()
                 assert status_of(caught.value)[0].name == code
+
+
+def test_an_edge_service_calls_and_is_called_over_tls(services: LocalServices, people: People) -> None:
+    assert services.ca is not None
+    with Client.connect(services.state) as client:
+        client.create_gallery("gate", policy=POLICY, edge=True)
+    process = Command(None).start("serve", "edge", "--state", services.state)
+    assert process.stdout is not None
+    try:
+        address = json.loads(process.stdout.readline())["address"]
+        assert uris(shown(address)) == ["spiffe://sealface/edge"]
+        person = people.somebody()
+        faces = [edge.Face(embedding=edge.Embedding(values=each)) for each in (person, people.again(person))]
+        credentials = grpc.ssl_channel_credentials(services.ca.read_bytes())  # as README has it
+        with grpc.secure_channel(address, credentials) as channel:
+            stub: edge_service_pb2_grpc.EdgeServiceStub = edge_service_pb2_grpc.EdgeServiceStub(channel)
+            enroll = edge.EnrollRequest(gallery="galleries/gate", subject_id="ada", face=faces[0], request_id="r-1")
+            stub.Enroll(enroll, timeout=60)
+            verify = edge.VerifyRequest(gallery="galleries/gate", subject_id="ada", face=faces[1])
+            assert stub.Verify(verify, timeout=60).decision == edge.DECISION_MATCH
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == DONE, err
 
 
 def test_addresses_alone_are_not_enough(services: LocalServices, tmp_path: Path) -> None:

@@ -69,7 +69,6 @@ class Authority:
     def publish(self, path: Path) -> None:
         """Write its certificate to a file, for clients to trust."""
         write_private(path, self.certificate.public_bytes(Encoding.PEM))
-        path.chmod(0o644)
 
     def issue(self, zone: Zone, lifetime: timedelta = LEAF_LIFETIME) -> tuple[bytes, bytes]:
         """Certificate and fresh key of a process of a zone, in PEM.

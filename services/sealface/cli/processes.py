@@ -193,7 +193,8 @@ class LocalServices:
         """
         while not stopping():
             if time.time() - self._certified > self.lifetime.total_seconds() / 2:
-                self.certify()
+                with suppress(OSError):  # a full disk: it is tried again, those that there are last as long once more
+                    self.certify()
             for process in list(self._processes.values()):
                 if process.popen.poll() is not None:
                     restarted(process.name)
