@@ -139,7 +139,8 @@ def test_all_services_come_up_while_keys_are_sealed_and_move_to_another_key(tmp_
 def test_a_key_in_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """A confined process could not read it when it comes."""
     command = Command(None)
-    words = ("serve", "keys", "--state", tmp_path / "state", "--key-encryption", f"file:{tmp_path / 'none' / 'key'}")
+    words = ("serve", "keys", "--insecure", "--state", tmp_path / "state")
+    words += ("--key-encryption", f"file:{tmp_path / 'none' / 'key'}")
     _, err = command.ran(*words, code=USAGE)
     assert "the folder of key is not there" in err
     _, err = command.ran(*words[:-1], "file", code=USAGE)

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from sealface.cipher import wire
+from sealface.cipher import public_key, wire
 from sealface.cipher.parameters import N4096
 from sealface.cipher.ring import Residues, intt
 from sealface.cli.processes import SERVICES, LocalServices, local_services
@@ -167,7 +167,7 @@ class Lived:
         for gallery in ("managed", "held"):
             packed = public_key(self.state, gallery)
             wanted[f"{gallery}: public key, packed"] = fragments(packed)
-            wanted[f"{gallery}: public key, words"] = pieces(wire.unpack(packed, 2, N4096.degree, N4096.primes))
+            wanted[f"{gallery}: public key, words"] = pieces(public_key.parse(N4096, packed))
         return wanted
 
     def private(self) -> dict[str, list[bytes]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sealface.cipher import kernels, wire
+from sealface.cipher import kernels, public_key, wire
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.cipher.parameters import N4096
@@ -176,7 +176,7 @@ async def test_nothing_that_compute_has_opens_a_result(services: LocalServices, 
     assert (len(publics), len(templates), len(switching)) == (3, 3, 3 * 7)
 
     primes_left = N4096.data_primes[:1]
-    tried = [polynomial for data in publics for polynomial in wire.unpack(data, 2, N4096.degree, N4096.primes)]
+    tried = [polynomial for data in publics for polynomial in public_key.parse(N4096, data)]
     for data, primes in [*((template, N4096.data_primes) for template in templates), (result.ciphertext, primes_left)]:
         count = len(data) // wire.packed_size(1, N4096.degree, primes)
         for polynomial in wire.unpack(data, count, N4096.degree, primes):
