@@ -118,7 +118,7 @@ def pids(services: LocalServices, name: str) -> list[int]:
     return [services.pid(name), *workers]
 
 
-def public_key(state: Path, gallery_id: str) -> bytes:
+def stored_public_key(state: Path, gallery_id: str) -> bytes:
     connection = sqlite3.connect(state / "compute" / "record.db")
     try:
         query = "SELECT public_key FROM galleries WHERE id = ?"
