@@ -165,7 +165,7 @@ class Lived:
         wanted = secret_forms("managed", unwrapped(self.state, "managed"))
         wanted |= secret_forms("held", (self.state / "edge" / "keys" / "keys-held-versions-1.secret").read_bytes())
         for gallery in ("managed", "held"):
-            packed = public_key(self.state, gallery)
+            packed = stored_public_key(self.state, gallery)
             wanted[f"{gallery}: public key, packed"] = fragments(packed)
             wanted[f"{gallery}: public key, words"] = pieces(public_key.parse(N4096, packed))
         return wanted
