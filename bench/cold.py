@@ -158,7 +158,7 @@ def measure(
         filled = Filled(engine, templates, dimension, tell, distinct=_BLOCKS)
         filling_s = time.perf_counter() - started
         with engine.begin() as connection:
-            query = "SELECT count(*), sum(length(ciphertext)) FROM blocks"
+            query = "SELECT count(*), sum(length(ciphertext)) FROM block_ciphertexts"
             blocks, stored = connection.exec_driver_sql(query).one()
         found: dict[str, Any] = {
             "templates": templates,

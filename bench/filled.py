@@ -64,4 +64,4 @@ class Filled:
             assert slots is not None
             parts.append(Part(block.columns, block.number, slots_digest(slots), slots > 0 if probes else None))
         encrypted = tuple(self.encryptor.probe(face) for face in faces)
-        return Task("bench", self.gallery.first_epoch, encrypted, tuple(parts), whole=True)
+        return Task("bench", self.gallery.first_epoch, self.gallery.key_version, encrypted, tuple(parts), whole=True)

@@ -160,7 +160,7 @@ def planning(plant: Plant) -> float:
         started = time.process_time()
         numbers = range(1, Load.of(plant).blocks + 1)
         parts = tuple(Part(shape.columns, number, bytes(32), slots > 0) for number in numbers)
-        task = Task("door", 1, (b"",), parts, whole=True)
+        task = Task("door", 1, "keys/door/versions/1", (b"",), parts, whole=True)
         places = defaultdict(list)
         for place, (taker, *_) in placed(task, range(len(parts)), [f"w{i}" for i in range(plant.workers)]).items():
             places[taker].append(parts[place])

@@ -93,6 +93,14 @@ def _unseal(kind: bytes, layout: Layout, columns: int, count: int, data: bytes) 
     return _Sealed(data[len(kind) : len(kind) + _KEY], intact, values)
 
 
+def _parts(data: bytes, count: int) -> list[bytes]:
+    """Bytes in that many parts of one size."""
+    size, rest = divmod(len(data), count)
+    if rest:
+        raise MalformedCiphertext("the bytes are not that many ciphertexts")
+    return [data[at : at + size] for at in range(0, len(data), size)] if size else [b""] * count
+
+
 def _xor(values: Vector, mask: bytes) -> Vector:
     """Values with their bits turned over where the mask's are: exact, unlike a sum."""
     bits = values.view("<u8") ^ np.frombuffer(mask, "<u8")
@@ -234,16 +242,25 @@ class _Evaluator:
         key = self._split(keys.pop() if len(keys) == 1 else os.urandom(_KEY), shape.columns)
         return _seal(_BLOCK, key, self._layout, shape.columns, vectors)
 
-    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, bytes]:
-        sealed = self._parse(_BLOCK, block, shape)
-        blinding = os.urandom(sealed.values.nbytes)
-        return _seal(_BLINDED, sealed.key, self._layout, shape.columns, _xor(sealed.values, blinding)), blinding
+    def blind(self, shape: Shape, block: bytes, count: int = 1) -> tuple[bytes, list[bytes]]:
+        blinded, blindings = b"", []
+        for part in _parts(block, count):
+            sealed = self._parse(_BLOCK if shape.sealed else _TEMPLATE, part, shape if shape.sealed else None)
+            blindings.append(os.urandom(sealed.values.nbytes))
+            blinded += _seal(_BLINDED, sealed.key, self._layout, shape.columns, _xor(sealed.values, blindings[-1]))
+        return blinded, blindings
 
-    def unblind(self, shape: Shape, renewed: bytes, blinding: bytes, cleared: NDArray[np.bool_]) -> bytes:
-        sealed = self._parse(_BLINDED, renewed, shape)
-        mask = np.frombuffer(blinding, "<u8").reshape(shape.capacity, -1) * np.uint64(1)
-        mask[cleared] = 0
-        return _seal(_BLOCK, sealed.key, self._layout, shape.columns, _xor(sealed.values, mask.tobytes()))
+    def unblind(
+        self, shape: Shape, renewed: bytes, blinding: list[bytes], cleared: NDArray[np.bool_], count: int = 1
+    ) -> bytes:
+        stored, kind = b"", _BLOCK if shape.sealed else _TEMPLATE
+        for part, blind in zip(_parts(renewed, count), blinding, strict=True):
+            sealed = self._parse(_BLINDED, part, shape if shape.sealed else None)
+            mask = np.frombuffer(blind, "<u8").reshape(-1, self._layout.dimension) * np.uint64(1)
+            if shape.sealed:
+                mask[cleared] = 0
+            stored += _seal(kind, sealed.key, self._layout, shape.columns, _xor(sealed.values, mask.tobytes()))
+        return stored
 
     def load(self, shape: Shape, block: bytes) -> PlainBlock:
         sealed = self._parse(_BLOCK, block, shape)
@@ -323,13 +340,24 @@ class _Opener:
     def genuine(self, shape: Shape, checks: Vector) -> bool:
         return bool((checks == 0).all())
 
-    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
-        count = shape.capacity * self._layout.dimension
-        sealed = _unseal(_BLINDED, self._layout, shape.columns, count, blinded)
-        values = sealed.values.reshape(shape.capacity, -1).copy()
-        values[cleared] = 0
-        key = self._key if sealed.intact and sealed.key == self._key else os.urandom(_KEY)  # nobody's: noise
-        return _seal(_BLINDED, key, self._layout, shape.columns, values)
+    def renew(
+        self,
+        shape: Shape,
+        blinded: bytes,
+        cleared: NDArray[np.bool_],
+        target: _Opener | None = None,
+        count: int = 1,
+    ) -> bytes:
+        renewed, held = b"", shape.capacity if shape.sealed else 1
+        for part in _parts(blinded, count):
+            sealed = _unseal(_BLINDED, self._layout, shape.columns, held * self._layout.dimension, part)
+            values = sealed.values.reshape(held, -1).copy()
+            if shape.sealed:
+                values[cleared] = 0
+            genuine = sealed.intact and sealed.key == self._key
+            key = (target or self)._key if genuine else os.urandom(_KEY)  # nobody's: noise
+            renewed += _seal(_BLINDED, key, self._layout, shape.columns, values)
+        return renewed
 
 
 class Plain:

@@ -106,7 +106,7 @@ def test_bytes_of_a_search_are_those_of_its_results_and_probes():
 def test_what_is_reckoned_for_a_task_is_what_its_message_takes():
     load, places = Load.of(PLANT), 388
     parts = [Part(128, 60_000 + i, bytes(32), np.ones(4_032, bool)) for i in range(places)]
-    task = Task("door", 1, (bytes(61_440),), tuple(parts), whole=True)
+    task = Task("door", 1, "keys/door/versions/1", (bytes(61_440),), tuple(parts), whole=True)
     reckoned = load.scatter_bytes / PLANT.workers
     assert task_to_proto(task).ByteSize() == pytest.approx(reckoned, rel=0.05)
 

@@ -163,10 +163,13 @@ async def test_every_method_of_the_contract_answers(suite, client):
     assert (await call("BeginCompaction", long.BeginCompaction(begin))).kind == o.OPERATION_KIND_COMPACTION
     begin = o.BeginErasureRequest(name="galleries/door/subjects/bob", operation_id="e")
     assert (await call("BeginErasure", long.BeginErasure(begin))).kind == o.OPERATION_KIND_ERASURE
+    begin = o.BeginRotationRequest(gallery="galleries/door", operation_id="r")
+    rotation = await call("BeginRotation", long.BeginRotation(begin))
+    assert (rotation.state, rotation.rotated.key_version) == (o.OPERATION_STATE_DONE, "keys/door/versions/1")
     looked = await call("GetOperation", long.GetOperation(o.GetOperationRequest(name="galleries/door/operations/i")))
     assert looked.state == o.OPERATION_STATE_RUNNING
     listed = await call("ListOperations", long.ListOperations(o.ListOperationsRequest(parent="galleries/door")))
-    assert {one.name.rpartition("/")[2] for one in listed.operations} == {"i", "c", "e"}
+    assert {one.name.rpartition("/")[2] for one in listed.operations} == {"i", "c", "e", "r"}
     ended = o.CancelOperationRequest(name="galleries/door/operations/i")
     assert (await call("CancelOperation", long.CancelOperation(ended))).state == o.OPERATION_STATE_CANCELLED
     checked = matching.CheckErasureRequest(gallery="galleries/door", slots=[2])

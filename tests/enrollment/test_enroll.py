@@ -22,7 +22,7 @@ async def test_a_template_is_stored_and_not_as_it_was_sent(suite, client, door):
     answer = await enroll(client, request)
     assert (answer.template.slot, answer.layout_epoch) == (1, 1)
     assert answer.template.name == "galleries/door/subjects/4711/templates/1"
-    ((*_, ciphertext, digest, epoch, created),) = suite.record()["templates"]
+    ((*_, ciphertext, digest),) = suite.record()["template_ciphertexts"]
     assert len(ciphertext) == len(request.ciphertext)
     assert ciphertext != request.ciphertext
     sent, stored = (np.frombuffer(data, np.uint8) for data in (request.ciphertext, ciphertext))

@@ -69,7 +69,8 @@ async def test_a_block_is_searchable_at_once(suite, client, client_held):
 async def test_it_is_stored_and_not_as_it_was_sent(suite, client, door):
     data = import_data(door, [person(1), person(2)])
     await import_block(client, door, [1, 2], data=data)
-    ((_, number, columns, slots, imported, erased, stored, _, _),) = suite.record()["blocks"]
+    ((_, number, columns, slots, imported, erased, _),) = suite.record()["blocks"]
+    ((*_, stored, _),) = suite.record()["block_ciphertexts"]
     assert (number, columns, imported, erased) == (1, door.layout.sealed_shapes[0].columns, 1, 0)
     assert np.frombuffer(slots, "<u4").tolist() == [1, 2] + [0] * (door.layout.sealed_shapes[0].capacity - 2)
     assert len(stored) == len(data)

@@ -164,6 +164,7 @@ def test_an_old_key_version_leaves(kept, cache, looking, raw):
     read_all(kept, cache)
     looking.look()
     before = kept.space
+    execute(kept.path, "UPDATE template_ciphertexts SET key_version = 'keys/door/versions/2'")
     execute(kept.path, "UPDATE galleries SET key_version = 'keys/door/versions/2', epoch = epoch + 1")
     read_all(kept, cache)
     looking.look()

@@ -281,10 +281,12 @@ async def imported(gallery, count):
 @both_schemes
 async def test_the_client_that_holds_the_key_renews_its_blocks(suite, safe):
     await imported(safe, 9)
-    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM blocks")
+    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM block_ciphertexts")
     proof = await safe.erase_with_proof("i4", person(4))
     assert proof.complete
-    ((new, slots),) = select(suite.compute / "record.db", "SELECT ciphertext, slots FROM blocks")
+    ((new, slots),) = select(
+        suite.compute / "record.db", "SELECT ciphertext, slots FROM block_ciphertexts NATURAL JOIN blocks"
+    )
     assert new != old
     assert np.frombuffer(slots, "<u4")[:9].tolist() == [1, 2, 3, 4, 0, 6, 7, 8, 9]
     for number in (0, 3, 5, 8):
@@ -308,13 +310,13 @@ async def test_an_erasure_waits_for_the_client_that_holds_the_key(suite, safe):
 async def test_a_client_without_the_key_renews_nothing(suite, safe):
     await imported(safe, 3)
     await safe.erase("i1")
-    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks")
+    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM block_ciphertexts")
     for secret in (suite.folder / "edge").glob("*.secret"):
         secret.unlink()
     other = await suite.client().gallery("safe")
     with pytest.raises(SealfaceError, match="secret key"):
         await other.renew_blocks()
-    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks") == before
+    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM block_ciphertexts") == before
 
 
 async def test_a_block_of_a_managed_gallery_is_not_the_clients_to_renew(client, door):
@@ -335,7 +337,7 @@ async def test_a_block_of_a_managed_gallery_is_not_the_clients_to_renew(client, 
 async def test_what_comes_back_wrong_is_not_stored(suite, client, safe, answer, code, reason):
     await imported(safe, 3)
     await safe.erase("i1")
-    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks")
+    before = select(suite.compute / "record.db", "SELECT number, ciphertext FROM block_ciphertexts")
     call = client.enrollment.RenewBlocks()
     await call.write(messages.RenewBlocksRequest(gallery="galleries/safe"))
     header = (await call.read()).header
@@ -349,7 +351,7 @@ async def test_what_comes_back_wrong_is_not_stored(suite, client, safe, answer, 
         await call.done_writing()
         while await call.read() is not grpc.aio.EOF:
             pass
-    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM blocks") == before
+    assert select(suite.compute / "record.db", "SELECT number, ciphertext FROM block_ciphertexts") == before
     assert await safe.renew_blocks() == 1  # and then rightly
 
 
@@ -377,7 +379,7 @@ async def test_a_compaction_seals_what_does_not_fill_a_block(suite, door):
 
 async def test_an_operation_that_fails_says_so(suite, door):
     await sealable(door, extra=-1)
-    execute(suite.compute / "record.db", "UPDATE templates SET ciphertext = x'00' WHERE slot = 5")
+    execute(suite.compute / "record.db", "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE slot = 5")
     with pytest.raises(ServiceError) as caught:
         await door.operations.wait(await door.operations.begin_compaction("broken"))
     assert (caught.value.code.name, caught.value.reason) == ("DATA_LOSS", "TEMPLATE_DAMAGED")
@@ -387,7 +389,7 @@ async def test_an_operation_that_fails_says_so(suite, door):
 async def test_an_erasure_waits_where_another_template_is_damaged(suite, door):
     capacity = await sealable(door)
     await suite.sealed(capacity)
-    execute(suite.compute / "record.db", "UPDATE templates SET ciphertext = x'00' WHERE slot = 5")
+    execute(suite.compute / "record.db", "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE slot = 5")
     begun = await door.operations.begin_erasure("s7")
     await asyncio.sleep(1)
     assert (await door.operations.get(begun.name.rpartition("/")[2])).state == RUNNING

@@ -55,9 +55,10 @@ class Kept:
         new = new_gallery(key=key, public_key=self.material.public, evaluation_keys=self.material.evaluation)
         self.record.create_gallery(replace(new, managed=self.managed))
 
-    def renew(self, key_version, columns, cleared, blinded) -> Future[bytes]:
+    def renew(self, asked) -> Future[bytes]:
         """The key service's part."""
-        self.asked.append((key_version, columns, cleared, blinded))
+        columns, cleared, blinded = asked.columns, asked.cleared, asked.blinded
+        self.asked.append((asked.key_version, columns, cleared, blinded))
         answer = Future()
         try:
             self.meanwhile()
@@ -352,7 +353,7 @@ def test_an_erased_template_is_gone_when_its_imported_block_was_renewed(kept):
     assert not kept.step()
     assert dump(kept.path) == before
     assert all(block.imported for block in kept.galleries.blocks("door"))
-    assert select(kept.path, "SELECT count(*) FROM templates WHERE ciphertext IS NOT NULL") == [(0,)]
+    assert select(kept.path, "SELECT count(*) FROM template_ciphertexts") == [(0,)]
     kept.erase(2)
     kept.settle()
     kept.check()
@@ -486,7 +487,7 @@ def test_an_answer_that_is_no_block_is_not_stored(kept, answer):
 def test_a_damaged_block_is_not_renewed(kept):
     kept.import_block(3)
     kept.erase(1)
-    execute(kept.path, "UPDATE blocks SET ciphertext = x'00'")
+    execute(kept.path, "UPDATE block_ciphertexts SET ciphertext = x'00'")
     before = dump(kept.path)
     with capture_logs() as logs:
         assert not kept.step()
@@ -695,7 +696,7 @@ def test_a_transaction_that_dies_stores_no_half_of_a_block(kept, monkeypatch):
 
 def test_a_damaged_template_is_sealed_into_no_block(kept):
     kept.enroll(kept.small.capacity)
-    execute(kept.path, "UPDATE templates SET ciphertext = x'00' WHERE slot = 5")
+    execute(kept.path, "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE slot = 5")
     before = dump(kept.path)
     with pytest.raises(TemplateDamaged):
         kept.step()
@@ -786,7 +787,7 @@ async def test_a_gallery_that_cannot_be_sealed_keeps_no_other_from_it(suite, cli
     keyless = await fill("b-keyless")
     good = await fill("c-good")
     path = suite.compute / "record.db"
-    execute(path, "UPDATE templates SET ciphertext = x'00' WHERE gallery = ? AND slot = 5", damaged.id)
+    execute(path, "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE gallery = ? AND slot = 5", damaged.id)
     execute(path, "DELETE FROM gallery_evaluation_keys WHERE gallery = ?", keyless.id)
     monkeypatch.undo()
     await suite.restart("enrollment")
@@ -850,7 +851,7 @@ def who(found):
 @both_schemes
 async def test_an_erased_template_of_an_imported_block_leaves_the_record(suite, door):
     await imported(door, 8)
-    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM blocks")
+    ((old,),) = select(suite.compute / "record.db", "SELECT ciphertext FROM block_ciphertexts")
     parts = [old[:36]] if isinstance(suite.scheme, Plain) else [old[at : at + 32] for at in range(0, len(old), 9000)]
     assert await door.erase("i3") == 1
     await renewed(suite, 7)

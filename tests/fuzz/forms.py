@@ -26,7 +26,7 @@ from sealface.keys import messages, wrapping
 from sealface.keys.judge import Hearing
 from sealface.keys.keyring import Keyring
 from sealface.keys.providers import FileKey
-from sealface.keys.renewal import Renewal
+from sealface.keys.renewal import Announced, Renewal
 from sealface.protocol import convert, names, sealing, signing
 from sealface.protocol.policy import Policy
 from sealface.protocol.scores import result_from_wire
@@ -150,7 +150,10 @@ class Forms:
 
     def _expect(self, data: bytes) -> Renewal:
         header = parsed(service.RenewBlockRequest.FromString, data).header
-        return Renewal.expect(self.keyring, header.key_version, header.columns, header.cleared)
+        announced = Announced(
+            header.key_version, header.columns, header.cleared, header.target_version, header.templates
+        )
+        return Renewal.expect(self.keyring, announced)
 
     def _renewal(self, data: bytes) -> None:
         self._expect(data).check_size(len(data))

@@ -174,7 +174,7 @@ async def test_positions_that_are_not_the_shapes_are_refused(client, door_key, b
     shape = door_key.layout.sealed_shapes[0]
     right = header(shape, [1]).cleared
     assert len(right) * 8 == shape.capacity  # so a check position takes a byte more
-    for cleared in (b"", right[:-1], right + b"\0", right + b"\1"):
+    for cleared in (right[:-1], right + b"\0", right + b"\1"):
         with refused("INVALID_ARGUMENT", "INVALID_POSITIONS") as caught:
             await call(client, requests(header(shape, [1], cleared=cleared), blinded))
         assert str(shape.capacity) in caught.value.details()
@@ -238,3 +238,45 @@ async def test_a_block_of_another_key_comes_back_as_noise(client, scheme, door_k
     leaves = door_key.evaluator.expand([door_key.evaluator.admit_probe(probe)], {shape})[shape]
     decision = await door_key.decide(ask(alice, probe), [door_key.score(shape, renewed, leaves, [1])])
     assert not decision.candidates
+
+
+# --- to the primary version
+
+
+async def rotated(client):
+    rotate = key_service_pb2.RotateKeyRequest(name="keys/door", primary_version="keys/door/versions/1")
+    return (await client.keys.RotateKey(rotate)).primary_version
+
+
+@both_schemes
+async def test_a_block_and_templates_are_moved_to_the_primary_version(client, door_key, shape, blinded):
+    target = await rotated(client)
+    answer = await call(client, requests(header(shape, [], cleared=b"", target_version=target), blinded))
+    assert len(b"".join(answer)) == len(blinded)
+    group, evaluator = door_key.layout.group, door_key.evaluator
+    stored = [evaluator.admit(door_key.encryptor.template(person(number))) for number in range(3)]
+    sent, _ = evaluator.blind(group, b"".join(stored), 3)
+    announced = header(group, [], cleared=b"", target_version=target, templates=3)
+    assert len(b"".join(await call(client, requests(announced, sent)))) == len(sent)
+
+
+async def test_ciphertexts_are_moved_nowhere_else(client, shape, blinded, door_key):
+    second = await rotated(client)
+    await client.keys.RotateKey(key_service_pb2.RotateKeyRequest(name="keys/door", primary_version=second))
+    for target in (second, "keys/door/versions/4", "keys/hall/versions/3"):
+        with refused("FAILED_PRECONDITION", "NOT_THE_PRIMARY_VERSION"):
+            await call(client, requests(header(shape, [], target_version=target), blinded))
+    with refused("INVALID_ARGUMENT", "INVALID_NAME"):
+        await call(client, requests(header(shape, [], target_version="x"), blinded))
+    third, group = "keys/door/versions/3", door_key.layout.group
+    for count in (0, 257, 2**32 - 1):
+        with refused("INVALID_ARGUMENT", "INVALID_COUNT"):
+            await call(client, requests(header(group, [], cleared=b"", target_version=third, templates=count), blinded))
+    with refused("INVALID_ARGUMENT", "INVALID_COUNT"):
+        await call(client, requests(header(shape, [], target_version=third, templates=1), blinded))
+    with refused("INVALID_ARGUMENT", "INVALID_POSITIONS"):
+        await call(client, requests(header(group, [], target_version=third, templates=1, cleared=b"\1"), blinded))
+    off = key_service_pb2.UpdateKeyVersionRequest(name="keys/door/versions/1", state=2)
+    await client.keys.UpdateKeyVersion(off)
+    with refused("FAILED_PRECONDITION", "KEY_VERSION_INACTIVE"):
+        await call(client, requests(header(shape, [], target_version=third), blinded))

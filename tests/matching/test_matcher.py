@@ -245,9 +245,9 @@ class Loads:
         self.read = []
         ciphertexts = galleries.ciphertexts
 
-        def noted(gallery_id, slots):
+        def noted(gallery_id, slots, key_version):
             self.read.append(gallery_id)
-            return ciphertexts(gallery_id, slots)
+            return ciphertexts(gallery_id, slots, key_version)
 
         monkeypatch.setattr(galleries, "ciphertexts", noted)
 

@@ -255,7 +255,9 @@ async def test_a_search_that_loses_its_workers_under_way_says_so_at_once(suite, 
 
 
 async def test_a_damaged_template_is_said_and_the_rest_still_serves(suite, client, peopled):
-    assert execute(suite.compute / "record.db", "UPDATE templates SET ciphertext = x'00' WHERE slot = 2") == 1
+    assert (
+        execute(suite.compute / "record.db", "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE slot = 2") == 1
+    )
     for _ in range(2):
         with refused("DATA_LOSS", "TEMPLATE_DAMAGED"):
             await verify(client, verify_request(peopled, person(2), [2])[0])

@@ -324,11 +324,11 @@ def test_after_a_damaged_template_nothing_is_counted_twice(model):
     model.enroll("damaged")
     slot = max(model.held)
     (original,) = [data for _, data in model.galleries.ciphertexts("door", [slot])]
-    execute(model.path, "UPDATE templates SET ciphertext = x'00' WHERE slot = ?", slot)
+    execute(model.path, "UPDATE template_ciphertexts SET ciphertext = x'00' WHERE slot = ?", slot)
     for _ in range(3):
         with pytest.raises(TemplateDamaged):
             model.load(model.shard.refresh())
-    execute(model.path, "UPDATE templates SET ciphertext = ? WHERE slot = ?", original, slot)
+    execute(model.path, "UPDATE template_ciphertexts SET ciphertext = ? WHERE slot = ?", original, slot)
     model.check()
 
 
@@ -338,13 +338,14 @@ def test_a_damaged_block_is_said_until_it_is_repaired(model, column):
     model.enroll("b")
     model.check()
     model.seal([1, 2])
-    ((original,),) = select(model.path, f"SELECT {column} FROM blocks")  # noqa: S608
+    table = "blocks" if column == "slots" else "block_ciphertexts"
+    ((original,),) = select(model.path, f"SELECT {column} FROM {table}")  # noqa: S608
     changed = bytes([original[0] ^ 1]) + original[1:]
-    execute(model.path, f"UPDATE blocks SET {column} = ?", changed)  # noqa: S608
+    execute(model.path, f"UPDATE {table} SET {column} = ?", changed)  # noqa: S608
     for _ in range(2):
         with pytest.raises(TemplateDamaged):
             model.load(model.shard.refresh())
-    execute(model.path, f"UPDATE blocks SET {column} = ?", original)  # noqa: S608
+    execute(model.path, f"UPDATE {table} SET {column} = ?", original)  # noqa: S608
     model.check(model.new_shard())
 
 

@@ -66,8 +66,8 @@ class Kept:
 
     def lose_ciphertexts(self) -> None:
         """From now on the record has digests alone: what is read right comes from elsewhere."""
-        execute(self.path, "UPDATE templates SET ciphertext = zeroblob(length(ciphertext))")
-        execute(self.path, "UPDATE blocks SET ciphertext = zeroblob(length(ciphertext))")
+        execute(self.path, "UPDATE template_ciphertexts SET ciphertext = zeroblob(length(ciphertext))")
+        execute(self.path, "UPDATE block_ciphertexts SET ciphertext = zeroblob(length(ciphertext))")
 
 
 def open_cache(kept: Kept, url: str, limit: int = 1 << 30) -> Cache:

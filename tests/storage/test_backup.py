@@ -237,8 +237,8 @@ def test_replaced_again_it_still_does(door, record, galleries, engine, file):
 def test_a_damaged_gallery_is_replaced_by_its_backup(door, record, galleries, engine, file):
     made = back_up(engine, "door", file)
     record.erase_subject("door", "eda")
-    assert execute(engine, "UPDATE templates SET ciphertext = ? WHERE slot = 8", b"damaged") == 1
-    assert execute(engine, "UPDATE blocks SET ciphertext = ? WHERE number = 2", b"damaged") == 1
+    assert execute(engine, "UPDATE template_ciphertexts SET ciphertext = ? WHERE slot = 8", b"damaged") == 1
+    assert execute(engine, "UPDATE block_ciphertexts SET ciphertext = ? WHERE number = 2", b"damaged") == 1
     assert len(examine(engine).findings) == 2
     restore(engine, file, made, replace=True)
     assert examine(engine).findings == []
@@ -275,7 +275,7 @@ def test_an_unknown_gallery_is_not_backed_up(engine, file):
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE templates SET ciphertext = 'x' WHERE slot = 8",
+        "UPDATE template_ciphertexts SET ciphertext = 'x' WHERE slot = 8",
         "UPDATE templates SET lead = 3 WHERE slot = 3",
         "DELETE FROM templates WHERE slot = 7",
         "UPDATE blocks SET erased = 5",

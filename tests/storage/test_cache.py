@@ -183,15 +183,18 @@ def test_a_gallery_made_anew_takes_nothing_of_the_old_one(kept, cache, raw):
     assert cache.healed == 0
 
 
+NEXT = "keys/door/versions/2"
+
+
 def test_another_key_version_is_another_space(kept, cache, raw):
     kept.enroll(2)
     read_all(kept, cache)
     before = kept.space
-    fresh = {slot: os.urandom(SIZE) for slot in kept.templates}  # as a rotation will encrypt them anew
+    fresh = {slot: os.urandom(SIZE) for slot in kept.templates}  # as a rotation encrypts them anew
     for slot, data in fresh.items():
         digest = hashlib.sha256(data).digest()
-        execute(kept.path, "UPDATE templates SET ciphertext = ?, digest = ? WHERE slot = ?", data, digest, slot)
-    execute(kept.path, "UPDATE galleries SET key_version = 'keys/door/versions/2'")
+        execute(kept.path, "INSERT INTO template_ciphertexts VALUES (?, ?, ?, ?, ?)", "door", NEXT, slot, data, digest)
+    execute(kept.path, "UPDATE galleries SET key_version = ?", NEXT)
     kept.templates = fresh
     read_all(kept, cache)
     assert kept.space != before

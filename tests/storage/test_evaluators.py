@@ -84,7 +84,7 @@ def test_only_so_many_are_held(make, galleries, scheme):
 
 def test_a_damaged_public_key_makes_no_evaluator(make, galleries, scheme, engine):
     gallery, _ = make()
-    execute(engine, "UPDATE galleries SET public_key = ?", b"x")
+    execute(engine, "UPDATE gallery_versions SET public_key = ?", b"x")
     with pytest.raises(TemplateDamaged):
         Evaluators(galleries, scheme).of(gallery)
 

@@ -71,14 +71,14 @@ def test_many_ciphertexts_are_read_in_order(door, record, galleries):
 def test_a_damaged_ciphertext_is_not_given_out(door, record, galleries, engine):
     for i in range(3):
         record.enroll("door", KEY, "s", b"data%d" % i, f"r{i}")
-    assert execute(engine, "UPDATE templates SET ciphertext = ? WHERE slot = 2", b"dataX") == 1
+    assert execute(engine, "UPDATE template_ciphertexts SET ciphertext = ? WHERE slot = 2", b"dataX") == 1
     with pytest.raises(TemplateDamaged):
         list(galleries.ciphertexts("door", [1, 2, 3]))
     assert list(galleries.ciphertexts("door", [1, 3])) == [(1, b"data0"), (3, b"data2")]
 
 
 def test_a_damaged_public_key_is_not_given_out(door, galleries, engine):
-    assert execute(engine, "UPDATE galleries SET public_key = ?", b"publiX") == 1
+    assert execute(engine, "UPDATE gallery_versions SET public_key = ?", b"publiX") == 1
     with pytest.raises(TemplateDamaged):
         galleries.public_key("door")
 

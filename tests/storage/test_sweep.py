@@ -50,9 +50,10 @@ def test_a_replaced_block_and_sealed_templates(kept, cache, sweep, raw):
     kept.import_block()
     read_all(kept, cache)
     execute(kept.path, "UPDATE blocks SET number = 7")
+    execute(kept.path, "UPDATE block_ciphertexts SET number = 7")
     assert sweep.drop_stale() == 1
     assert held(raw, kept.space) == {"t1", "t2"}
-    execute(kept.path, "UPDATE templates SET ciphertext = NULL WHERE slot = 1")  # none of its own any more
+    execute(kept.path, "DELETE FROM template_ciphertexts WHERE slot = 1")  # none of its own any more
     assert sweep.drop_stale() == 1
     assert held(raw, kept.space) == {"t2"}
 

@@ -196,7 +196,7 @@ def test_a_damaged_block_is_found_and_healed_beside_the_services(
 ) -> None:
     record = services.state / "compute" / "record.db"
     (number,) = sealed(services, crowd.gallery.id)
-    damage = "UPDATE blocks SET ciphertext = zeroblob(length(ciphertext)) WHERE gallery = ? AND number = ?"
+    damage = "UPDATE block_ciphertexts SET ciphertext = zeroblob(length(ciphertext)) WHERE gallery = ? AND number = ?"
     assert execute(record, damage, crowd.gallery.id, number) == 1
     found = sealface.json("doctor", crowd.gallery.id, code=NO)
     assert not found["healthy"]
@@ -226,7 +226,7 @@ def test_what_people_read(sealface: Command, crowd: Crowd, services: LocalServic
     assert "healthy" in out
     record = services.state / "compute" / "record.db"
     assert execute(
-        record, "UPDATE templates SET digest = zeroblob(32) WHERE gallery = ? AND slot = 2", crowd.gallery.id
+        record, "UPDATE template_ciphertexts SET digest = zeroblob(32) WHERE gallery = ? AND slot = 2", crowd.gallery.id
     )
     out, _ = sealface.ran("doctor", code=NO)
     assert "slot 2" in out

@@ -121,7 +121,7 @@ def pids(services: LocalServices, name: str) -> list[int]:
 def stored_public_key(state: Path, gallery_id: str) -> bytes:
     connection = sqlite3.connect(state / "compute" / "record.db")
     try:
-        query = "SELECT public_key FROM galleries WHERE id = ?"
+        query = "SELECT public_key FROM gallery_versions WHERE gallery = ?"
         return bytes(connection.execute(query, (gallery_id,)).fetchone()[0])
     finally:
         connection.close()

@@ -169,8 +169,8 @@ async def test_nothing_that_compute_has_opens_a_result(services: LocalServices, 
     assert opened.scores[0, position] == pytest.approx(truth, abs=2e-4)
 
     connection = sqlite3.connect(services.state / "compute" / "record.db")
-    publics = [bytes(row[0]) for row in connection.execute("SELECT public_key FROM galleries")]
-    templates = [bytes(row[0]) for row in connection.execute("SELECT ciphertext FROM templates")]
+    publics = [bytes(row[0]) for row in connection.execute("SELECT public_key FROM gallery_versions")]
+    templates = [bytes(row[0]) for row in connection.execute("SELECT ciphertext FROM template_ciphertexts")]
     switching = [bytes(row[0]) for row in connection.execute("SELECT material FROM gallery_evaluation_keys")]
     connection.close()
     assert (len(publics), len(templates), len(switching)) == (3, 3, 3 * 7)

@@ -124,7 +124,7 @@ def test_workers_are_equally_loaded():
     for count, columns in ((100, 128), (64, 8), (7, 16)):
         for members in (1, 2, 3, 8):
             names = [f"w{i}" for i in range(members)]
-            found = placed(Task("door", 0, (), parts(count, columns)), range(count), names)
+            found = placed(Task("door", 0, "keys/door/versions/1", (), parts(count, columns)), range(count), names)
             loads = [sum(takers[0] == name for takers in found.values()) for name in names]
             assert sum(loads) == count
             assert max(loads) <= -(-count // members) + 1
@@ -132,18 +132,18 @@ def test_workers_are_equally_loaded():
 
 def test_every_worker_is_named_once_for_every_part():
     names = [f"w{i}" for i in range(5)]
-    found = placed(Task("door", 0, (), parts(30)), range(30), reversed(names))
+    found = placed(Task("door", 0, "keys/door/versions/1", (), parts(30)), range(30), reversed(names))
     assert found.keys() == set(range(30))
     assert all(sorted(takers) == names for takers in found.values())
 
 
 def test_where_a_part_lies_does_not_depend_on_the_order_of_members():
-    task = Task("door", 0, (), parts(50))
+    task = Task("door", 0, "keys/door/versions/1", (), parts(50))
     assert placed(task, range(50), ["a", "b", "c"]) == placed(task, range(50), ["c", "a", "b"])
 
 
 def test_few_parts_move_when_a_worker_joins():
-    task, names = Task("door", 0, (), parts(400)), [f"w{i}" for i in range(8)]
+    task, names = Task("door", 0, "keys/door/versions/1", (), parts(400)), [f"w{i}" for i in range(8)]
     before, after = placed(task, range(400), names), placed(task, range(400), [*names, "new"])
     moved = sum(before[place][0] != after[place][0] for place in range(400))
     assert moved < 2.5 * 400 / 9
@@ -299,7 +299,7 @@ def test_with_two_replicas_nothing_is_loaded_when_a_worker_is_lost(zone, monkeyp
 
 
 def test_who_holds_the_second_copy_takes_over_whatever_others_have_to_do():
-    task, names = Task("door", 0, (), parts(300)), [f"w{i}" for i in range(12)]
+    task, names = Task("door", 0, "keys/door/versions/1", (), parts(300)), [f"w{i}" for i in range(12)]
     before = placed(task, range(300), names)
     lost = [place for place, takers in before.items() if takers[0] == "w3"]
     assert len(lost) > 20
@@ -451,9 +451,9 @@ def test_all_workers_killed_while_a_search_waits_for_them(zone, processes):
 def test_what_a_worker_refuses_is_told_with_its_reason(zone, processes):
     pool = WorkerPool(processes)
     with pytest.raises(BlockGone):  # another gallery of that id
-        pool.begin(Task("door", 7, (), (), whole=True), 5)
+        pool.begin(Task("door", 7, "keys/door/versions/1", (), (), whole=True), 5)
     with pytest.raises(SealfaceError) as caught:
-        pool.begin(Task("gate", 0, (), (), whole=True), 5)
+        pool.begin(Task("gate", 0, "keys/gate/versions/1", (), (), whole=True), 5)
     assert caught.value.reason == "GALLERY_NOT_FOUND"
 
 
@@ -522,7 +522,7 @@ def test_a_worker_that_was_hung_up_on_is_lost(zone, processes):
     worker = next(iter(processes.members().values()))
     worker.close()
     with pytest.raises(WorkerLost):
-        worker.run(Task("door", 0, (), ()), 5)
+        worker.run(Task("door", 0, "keys/door/versions/1", (), ()), 5)
     with pytest.raises(WorkerLost):
         worker.held("door", 5)
 

@@ -14,7 +14,7 @@ import grpc
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.cipher.scheme import Ckks, Scheme
+from sealface.cipher.scheme import Ckks, KeyMaterial, Opener, Scheme
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
@@ -252,6 +252,10 @@ class AsyncClient:
             if not error.retryable and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 self.key_folder.remove(version)  # it was refused, so nobody knows this key
             raise
+        await self._upload(version, material)
+
+    async def _upload(self, version: str, material: KeyMaterial) -> None:
+        """Register the evaluation keys of a client-held key's version."""
         for element, evaluation_key in material.evaluation.items():
             upload = key_service_pb2.UploadEvaluationKeyRequest(
                 key_version=version, galois_element=element, evaluation_key=evaluation_key
@@ -272,21 +276,26 @@ class AsyncClient:
             gallery = await self.enrollment.GetGallery(request, timeout=self.timeout_s)
         with translated("keys"):
             key = await self.keys.GetKey(key_service_pb2.GetKeyRequest(name=gallery.key), timeout=self.timeout_s)
+            version = await self.keys.GetKeyVersion(
+                key_service_pb2.GetKeyVersionRequest(name=gallery.key_version), timeout=self.timeout_s
+            )
             material = self.keys.GetMaterial(
                 key_service_pb2.GetMaterialRequest(key_version=gallery.key_version), timeout=self.timeout_s
             )
             public = b"".join([chunk.data async for chunk in material])
         # compute names the key: what is encrypted under is what the key service, and the caller's pin, say it is
-        same = (gallery.key, gallery.key_version, gallery.custody, gallery.parameter_set, gallery.score_format) == (
+        same = (gallery.key, gallery.custody, gallery.parameter_set, gallery.score_format) == (
             f"keys/{gallery_id}",
-            key.primary_version,
             key.custody,
             key.parameter_set,
             key.score_format,
         )
+        of_key, number = names.key_version(gallery.key_version)
+        same &= of_key == gallery_id and number >= key.oldest_version  # not moved yet, perhaps, and not put back
         digest = hashlib.sha256(public).digest()
-        pinned = self._pins.get(gallery.key_version) if self._pins else key.public_key_digest
-        if not same or digest != key.public_key_digest or digest != pinned:
+        pinned = self._pins.get(gallery.key_version) if self._pins else version.public_key_digest
+        enabled = version.state == key_pb2.KEY_VERSION_STATE_ENABLED
+        if not same or not enabled or digest != version.public_key_digest or digest != pinned:
             raise KeyNotTrusted(
                 "the gallery's key is not the one of its name at the key service, or not the pinned one: "
                 "do not encrypt, and tell the operator of the key service"
@@ -297,6 +306,36 @@ class AsyncClient:
         except MalformedCiphertext as error:
             raise KeyNotTrusted(error.message) from None
         return AsyncGallery(self, gallery, key, public)
+
+    async def next_version(self, gallery: gallery_pb2.Gallery, layout: Layout) -> str:
+        """The key version that a gallery is to be moved to: made here if it is under the primary one."""
+        with translated("keys"):
+            key = await self.keys.GetKey(key_service_pb2.GetKeyRequest(name=gallery.key), timeout=self.timeout_s)
+        if key.primary_version != gallery.key_version:
+            return key.primary_version
+        if key.custody == key_pb2.CUSTODY_MANAGED:
+            rotate = key_service_pb2.RotateKeyRequest(name=key.name, primary_version=key.primary_version)
+            with translated("keys"):
+                return (await self.keys.RotateKey(rotate, timeout=self.timeout_s)).primary_version
+        material = await asyncio.to_thread(self.scheme.generate, layout.parameters)
+        _, number = names.key_version(key.primary_version)
+        version = f"{key.name}/versions/{number + 1}"
+        self.key_folder.save(version, material.secret)  # first: a registered version without its secret is of no use
+        register = key_service_pb2.RegisterKeyVersionRequest(
+            name=key.name, primary_version=key.primary_version, public_key=material.public
+        )
+        with translated("keys"):
+            await self.keys.RegisterKeyVersion(register, timeout=self.timeout_s)
+        await self._upload(version, material)
+        return version
+
+    def opener(self, key_version: str, layout: Layout) -> Opener:
+        """Opens what is under a version of a client-held key.
+
+        Raises:
+            SecretKeyMissing: the key is not held here.
+        """
+        return self.scheme.opener(layout, self.key_folder.load(key_version))
 
     async def galleries(self) -> list[gallery_pb2.Gallery]:
         """All galleries, by name."""
@@ -327,6 +366,19 @@ class AsyncClient:
                     key_service_pb2.ListKeysRequest(page_size=1000, page_token=token), timeout=self.timeout_s
                 )
             found += page.keys
+            token = page.next_page_token
+            if not token:
+                return found
+
+    async def key_versions(self, key: str) -> list[key_pb2.KeyVersion]:
+        """All versions of a key, `keys/{key}`, the newest first."""
+        found: list[key_pb2.KeyVersion] = []
+        token = ""
+        while True:
+            request = key_service_pb2.ListKeyVersionsRequest(parent=key, page_size=1000, page_token=token)
+            with translated("keys"):
+                page = await self.keys.ListKeyVersions(request, timeout=self.timeout_s)
+            found += page.versions
             token = page.next_page_token
             if not token:
                 return found

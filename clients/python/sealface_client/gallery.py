@@ -27,7 +27,7 @@ from sealface_client.decisions import PendingDecision
 from sealface_client.errors import ServiceError, from_status, translated
 from sealface_client.faces import Face, pipeline_of
 from sealface_client.held_keys import LocalJudge
-from sealface_client.operations import AsyncOperations
+from sealface_client.operations import AsyncOperations, Operation
 from sealface_client.outgoing import Outgoing
 from sealface_client.renewal import renew_blocks
 from sealface_client.results import Check, Enrolled, Erasure, Identification, Imported, Named, Verification
@@ -58,6 +58,11 @@ class AlreadyEnrolled(AlreadyExists):
     """The person is in the gallery as another subject."""
 
 
+def _moved(error: SealfaceError) -> bool:
+    """Whether it is because the gallery is under another key version than was thought."""
+    return error.reason == "WRONG_KEY_VERSION" or error.metadata.get("refusal") == "REFUSAL_KEY_VERSION"
+
+
 class AsyncGallery:
     """One gallery; made by `AsyncClient.gallery` and `create_gallery`."""
 
@@ -79,6 +84,37 @@ class AsyncGallery:
     def id(self) -> str:
         """The gallery's id."""
         return self.info.name.removeprefix("galleries/")
+
+    async def refresh(self) -> None:
+        """Fetch the gallery again, with the key that it is under by now; its table of slots stays.
+
+        Raises:
+            ServiceError, KeyNotTrusted: as for `AsyncClient.gallery`.
+        """
+        now = await self._client.gallery(self.id)
+        self.info, self.policy, self.layout, self.managed = now.info, now.policy, now.layout, now.managed
+        self._encryptor, self._judge = now._encryptor, None
+
+    async def rotate(self) -> Operation:
+        """Move the gallery to a new version of its key while it is searched.
+
+        A rotation that was broken off goes on. For the operator where the key service holds the key, who then follows
+        the operation; for the holder of the key alone otherwise, and then it is done when this returns.
+
+        Raises:
+            SecretKeyMissing: the key is not held here.
+            ServiceError: what is wrong; it may be repeated.
+        """
+        await self.refresh()
+        target = await self._client.next_version(self.info, self.layout)
+        if not self.managed:
+            old, new = (self._client.opener(name, self.layout) for name in (self.info.key_version, target))
+            moved = (target, new)
+            await renew_blocks(self._client.enrollment, self.info.name, self.info.key_version, self.layout, old, moved)
+        begun = await self.operations.begin_rotation() if self.managed else (await self.operations.list())[0]
+        if not self.managed:
+            await self.refresh()
+        return begun
 
     async def warm(self) -> None:
         """Load the recognition model now rather than at the first face."""
@@ -109,34 +145,44 @@ class AsyncGallery:
             ServiceError, SealfaceError: what is wrong.
         """
         names.check_opaque(subject, "subject")
-        face = await self.embed(face)
+        embedding = await self.embed(face)
         if unique:
-            found = await self.identify(face)
+            found = await self.identify(embedding)
             others = [candidate.subject for candidate in found.candidates if candidate.subject != subject]
             if others:
                 raise AlreadyEnrolled(
                     "the person is enrolled already: add to that subject, or enrol without the check", subject=others[0]
                 )
-        request = await self._enroll_request(subject, face, request_id)
-        with translated("enrollment"):
-            response = await self._client.enrollment.Enroll(request, timeout=self._client.timeout_s)
-        return Enrolled(response.template.name, response.template.slot, request.ByteSize())
+        request_id = request_id or uuid.uuid4().hex
+
+        async def attempt() -> Enrolled:
+            request = await self._enroll_request(subject, embedding, request_id)
+            with translated("enrollment"):
+                response = await self._client.enrollment.Enroll(request, timeout=self._client.timeout_s)
+            return Enrolled(response.template.name, response.template.slot, request.ByteSize())
+
+        return await self._under_its_key(attempt)
 
     async def enroll_many(self, faces: Iterable[tuple[str, Face]]) -> AsyncIterator[Enrolled | SealfaceError]:
         """Enrol many in one call; yields a result, or what went wrong, for each, in order."""
 
-        async def make(item: tuple[str, Face]) -> tuple[enrollment.BatchEnrollRequest, int]:
+        async def make(item: tuple[str, Face]) -> tuple[enrollment.BatchEnrollRequest, tuple[int, str, Face]]:
             request = await self._enroll_request(*item, None)
-            return enrollment.BatchEnrollRequest(request=request), request.ByteSize()
+            return enrollment.BatchEnrollRequest(request=request), (request.ByteSize(), *item)
 
         outgoing = Outgoing(faces, make)
         with translated("enrollment"):
             async for response in self._client.enrollment.BatchEnroll(outgoing.messages()):
                 for failure in outgoing.failed():
                     yield failure
-                size = outgoing.take()
+                size, subject, face = outgoing.take()
                 if response.HasField("error"):
-                    yield from_status(response.error)
+                    failed = from_status(response.error)
+                    if not _moved(failed):
+                        yield failed
+                        continue
+                    await self.refresh()
+                    yield await self.enroll(subject, face)
                 else:
                     template = response.enrolled.template
                     yield Enrolled(template.name, template.slot, size)
@@ -262,11 +308,11 @@ class AsyncGallery:
         Nothing is tried again; the time of a result runs from its own encryption.
         """
 
-        async def make(face: Face) -> tuple[matching.BatchIdentifyRequest, tuple[Search, float]]:
+        async def make(face: Face) -> tuple[matching.BatchIdentifyRequest, tuple[Search, float, Face]]:
             embedding = await self.embed(face)
             started = time.perf_counter()
             search = await self._search(embedding, most)
-            return matching.BatchIdentifyRequest(request=search.request), (search, started)
+            return matching.BatchIdentifyRequest(request=search.request), (search, started, embedding)
 
         outgoing = Outgoing(faces, make)
         parts: list[matching.IdentifyResponse] = []
@@ -278,17 +324,16 @@ class AsyncGallery:
                     continue
                 for failure in outgoing.failed():
                     yield failure
-                search, started = outgoing.take()
+                search, started, face = outgoing.take()
                 for part in parts:
                     search.take(part)
                 parts.clear()
-                if response.HasField("error"):
-                    yield from_status(response.error)
-                    continue
                 try:
+                    if response.HasField("error"):
+                        raise from_status(response.error)
                     decision, searched = await self._read(search)
                 except SealfaceError as error:
-                    yield error
+                    yield await self.identify(face, most) if _moved(error) else error
                     continue
                 ms = (time.perf_counter() - started) * 1e3
                 yield self._identification(decision, searched, ms, search.request.ByteSize())
@@ -303,17 +348,22 @@ class AsyncGallery:
             SubjectNotFound: the gallery has no such subject.
             SecretKeyMissing: the key is not held here.
         """
-        judge = self._local_judge()
+        self._local_judge()  # before anything is sent
         if not self._slots.slots(subject):
             await self._update_slots()
         claimed = self._slots.slots(subject)
         if not claimed:
             raise SubjectNotFound("the gallery has no such subject: list its subjects, or enrol it")
-        probe = await self._encrypt(self._encryptor.probe, await self.embed(face))
-        request = matching.VerifyRequest(gallery=self.info.name, probe=self._probe(probe), claimed_slots=claimed)
-        with translated("matching"):
-            response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
-        return float(judge.distances(response.scores.results)[1].min())
+        embedding = await self.embed(face)
+
+        async def attempt() -> float:
+            probe = await self._encrypt(self._encryptor.probe, embedding)
+            request = matching.VerifyRequest(gallery=self.info.name, probe=self._probe(probe), claimed_slots=claimed)
+            with translated("matching"):
+                response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
+            return float(self._local_judge().distances(response.scores.results)[1].min())
+
+        return await self._under_its_key(attempt)
 
     async def distances(self, face: Face) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
         """Slots and exact distances (n,) of all templates; for the holder of the key alone.
@@ -321,12 +371,17 @@ class AsyncGallery:
         Raises:
             SecretKeyMissing: the key is not held here.
         """
-        judge = self._local_judge()
-        search = await self._search(await self.embed(face), None)
-        with translated("matching"):
-            async for part in self._client.matching.Identify(search.request, timeout=self._client.timeout_s):
-                search.take(part)
-        return judge.distances(search.results)
+        self._local_judge()  # before anything is sent
+        embedding = await self.embed(face)
+
+        async def attempt() -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
+            search = await self._search(embedding, None)
+            with translated("matching"):
+                async for part in self._client.matching.Identify(search.request, timeout=self._client.timeout_s):
+                    search.take(part)
+            return self._local_judge().distances(search.results)
+
+        return await self._under_its_key(attempt)
 
     async def subjects(self) -> list[gallery_pb2.Subject]:
         """All subjects, by id."""
@@ -473,11 +528,24 @@ class AsyncGallery:
             self._pipeline.model, self.layout.metric.value, distance, self.policy.verification_threshold
         )
 
+    async def _under_its_key(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat an attempt if the gallery has been moved to another key version meanwhile."""
+        try:
+            return await attempt()
+        except SealfaceError as error:
+            version = self.info.key_version
+            if not _moved(error):
+                raise
+            await self.refresh()
+            if self.info.key_version == version:  # it is not that
+                raise
+        return await attempt()
+
     async def _insist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat an attempt that failed for a while, each with a probe and a nonce of its own."""
         for retry in range(_ATTEMPTS):
             try:
-                return await attempt()
+                return await self._under_its_key(attempt)
             except ServiceError as error:
                 stale = error.reason == "SLOT_NOT_FOUND"
                 if retry == _ATTEMPTS - 1 or not (

@@ -56,6 +56,12 @@ class AsyncOperations:
         with translated("enrollment"):
             return await self._stub.BeginErasure(request, timeout=self._timeout_s)
 
+    async def begin_rotation(self, operation_id: str | None = None) -> Operation:
+        """Move the gallery to its key's primary version; see `AsyncGallery.rotate`."""
+        request = operation_pb2.BeginRotationRequest(gallery=self._gallery, operation_id=_id(operation_id))
+        with translated("enrollment"):
+            return await self._stub.BeginRotation(request, timeout=self._timeout_s)
+
     async def get(self, operation_id: str) -> Operation:
         """An operation as it is now."""
         request = operation_pb2.GetOperationRequest(name=self._name(operation_id))

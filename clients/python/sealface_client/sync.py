@@ -122,6 +122,10 @@ class Client:
         """See `AsyncClient.list_keys`."""
         return self._loop.run(self._client.list_keys())
 
+    def key_versions(self, key: str) -> list[key_pb2.KeyVersion]:
+        """See `AsyncClient.key_versions`."""
+        return self._loop.run(self._client.key_versions(key))
+
     def policy(self, key_id: str) -> Policy:
         """See `AsyncClient.policy`."""
         return self._loop.run(self._client.policy(key_id))
@@ -165,6 +169,14 @@ class Gallery:
     def policy(self) -> Policy:
         """The rule of decisions, as it was when the gallery was fetched."""
         return self._gallery.policy
+
+    def refresh(self) -> None:
+        """See `AsyncGallery.refresh`."""
+        self._loop.run(self._gallery.refresh())
+
+    def rotate(self) -> Operation:
+        """See `AsyncGallery.rotate`."""
+        return self._loop.run(self._gallery.rotate())
 
     def warm(self) -> None:
         """See `AsyncGallery.warm`."""

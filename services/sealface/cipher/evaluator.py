@@ -225,29 +225,37 @@ class Evaluator:
         data = pack(columns, self._primes)
         return data + pack(norms, self._primes) if self._layout.parts == 2 else data
 
-    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, Blinding]:
+    def blind(self, shape: Shape, block: bytes, count: int = 1) -> tuple[bytes, Blinding]:
         """A stored block as the key holder may open it, and what `unblind` takes off again; see `renewal`.
+
+        Args:
+            shape: of the block; of single templates a group's.
+            block: the block, or some blocks or templates one after the other.
+            count: how many.
 
         Raises:
             MalformedCiphertext: see `parse`.
         """
-        residues = self._randomise(parse(block, self._layout, shape.ciphertexts))
+        residues = self._randomise(parse(block, self._layout, count * shape.ciphertexts))
         blinded, blinding = renewal.blind(residues, self._primes)
         return pack(blinded, self._primes), blinding
 
-    def unblind(self, shape: Shape, renewed: bytes, blinding: Blinding, cleared: NDArray[np.bool_]) -> bytes:
-        """A block that the key holder has renewed, as it may be stored.
+    def unblind(
+        self, shape: Shape, renewed: bytes, blinding: Blinding, cleared: NDArray[np.bool_], count: int = 1
+    ) -> bytes:
+        """A block that the key holder has renewed under this evaluator's key, as it may be stored.
 
         Args:
             shape: of the block.
             renewed: the key holder's answer.
             blinding: of this block, used this once.
             cleared: (capacity,) positions that the key holder was told to clear.
+            count: see `blind`.
 
         Raises:
             MalformedCiphertext: see `parse`.
         """
-        residues = parse(renewed, self._layout, shape.ciphertexts)
+        residues = parse(renewed, self._layout, count * shape.ciphertexts)
         unblinded = renewal.unblind(residues, blinding, shape.taken(cleared), self._primes)
         return pack(self._randomise(unblinded), self._primes)
 

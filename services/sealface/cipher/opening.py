@@ -88,20 +88,30 @@ class Opener:
             return True
         return bool(((checks**2).mean(axis=1) <= _largest_mean_square(shape)).all())
 
-    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
+    def renew(
+        self,
+        shape: Shape,
+        blinded: bytes,
+        cleared: NDArray[np.bool_],
+        target: Opener | None = None,
+        count: int = 1,
+    ) -> bytes:
         """A blinded block encrypted afresh, with nothing at some positions; see `renewal`.
 
         Args:
-            shape: of the block.
+            shape: of the block; of single templates a group's.
             blinded: as `Evaluator.blind` made it.
             cleared: (capacity,) positions to clear.
+            target: of the key version that it is encrypted under, if that is another.
+            count: blocks, or templates, one after the other.
 
         Raises:
             MalformedCiphertext: it is no block of the shape, or hides nothing.
         """
         primes = self._layout.parameters.data_primes
-        residues = parse(blinded, self._layout, shape.ciphertexts)
-        return pack(renewal.renew(residues, self._secret, shape.taken(cleared), primes), primes)
+        residues = parse(blinded, self._layout, count * shape.ciphertexts)
+        secret = (target or self)._secret
+        return pack(renewal.renew(residues, self._secret, secret, shape.taken(cleared), primes), primes)
 
 
 def _largest_mean_square(shape: Shape) -> float:

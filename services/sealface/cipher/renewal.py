@@ -1,9 +1,9 @@
-"""A block encrypted anew without some of its templates, by a blinded round trip through the key holder.
+"""Ciphertexts made anew by a blinded round trip through the key holder: without some templates, or under another key.
 
 Compute adds r, uniform modulo q, to c0 of every ciphertext; the key holder opens m + r, sets the coefficients of the
-cleared templates to zero and encrypts what it holds again; compute subtracts r, but not where it was cleared. The
-key holder opens uniform values, compute gets a fresh encryption, and no copy of the templates' ciphertext is needed
-(threat model, rule 7; docs/adr/0011).
+cleared templates to zero and encrypts what it holds again, under the same secret or the next version's; compute
+subtracts r, but not where it was cleared. The key holder opens uniform values, compute gets a fresh encryption, and no
+copy of the templates' ciphertext is needed (threat model, rule 7; docs/adr/0011, 0019).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sealface.cipher.zeros import add
 
 @dataclass(frozen=True)
 class Blinding:
-    """What blinds one block once; it is held in memory only, and never used again.
+    """What blinds some ciphertexts once; it is held in memory only, and never used again.
 
     Attributes:
         coefficients: (limbs, ciphertexts, N) uniform modulo each prime.
@@ -48,20 +48,23 @@ def unblind(renewed: Residues, blinding: Blinding, cleared: NDArray[np.int64], p
     return _added(renewed, negative, primes)
 
 
-def renew(blinded: Residues, secret: Residues, cleared: NDArray[np.int64], primes: tuple[int, ...]) -> Residues:
+def renew(
+    blinded: Residues, secret: Residues, target: Residues, cleared: NDArray[np.int64], primes: tuple[int, ...]
+) -> Residues:
     """The key holder's part: fresh encryptions of what ciphertexts hold, zero at the cleared coefficients.
 
-    They are made with the secret, (m + e - a s, a) for a uniform a: an error alone is added, 3.2 where an encryption
+    They are made with a secret, (m + e - a s, a) for a uniform a: an error alone is added, 3.2 where an encryption
     under the public key adds 240. The work is the same whatever the values.
 
     Args:
         blinded: (ciphertexts, 2, limbs, N).
-        secret: (limbs, N), data primes only.
+        secret: (limbs, N), data primes only, that opens them.
+        target: the same, that they are encrypted under.
         cleared: coefficients, the same in each ciphertext.
         primes: the data primes.
     """
     n, draw = blinded.shape[-1], Randomness()
-    negative = np.array(primes, np.uint64)[:, None] - secret
+    negative = np.array(primes, np.uint64)[:, None] - target
     out = np.empty_like(blinded)
     for part, fresh in zip(blinded, out, strict=True):
         opened = kernels.multiply_add(part[1], secret, part[0], primes)

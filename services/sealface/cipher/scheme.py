@@ -70,11 +70,11 @@ class Evaluator(Protocol):
     def seal(self, shape: Shape, templates: Mapping[int, bytes], pause: Callable[[], None] = ...) -> bytes:
         """A sealed block of templates, by position, as it may be stored."""
 
-    def blind(self, shape: Shape, block: bytes) -> tuple[bytes, Any]:
-        """A stored block as the key holder may open it, and what blinds it."""
+    def blind(self, shape: Shape, block: bytes, count: int = 1) -> tuple[bytes, Any]:
+        """A stored block, or several templates, as the key holder may open them, and what blinds them."""
 
-    def unblind(self, shape: Shape, renewed: bytes, blinding: Any, cleared: NDArray[np.bool_]) -> bytes:
-        """A block that the key holder has renewed without some positions, as it may be stored."""
+    def unblind(self, shape: Shape, renewed: bytes, blinding: Any, cleared: NDArray[np.bool_], count: int = 1) -> bytes:
+        """What the key holder has renewed without some positions, as it may be stored."""
 
     def load(self, shape: Shape, block: bytes) -> Any:
         """A stored block, ready to be scored."""
@@ -112,8 +112,15 @@ class Opener(Protocol):
     def genuine(self, shape: Shape, checks: NDArray[np.float64]) -> bool:
         """Whether check positions hold nothing but noise."""
 
-    def renew(self, shape: Shape, blinded: bytes, cleared: NDArray[np.bool_]) -> bytes:
-        """A blinded block encrypted afresh, with nothing at some positions."""
+    def renew(
+        self,
+        shape: Shape,
+        blinded: bytes,
+        cleared: NDArray[np.bool_],
+        target: Any = None,
+        count: int = 1,
+    ) -> bytes:
+        """A blinded block, or several templates, encrypted afresh without some positions, for this key or another."""
 
 
 class Scheme(Protocol):

@@ -107,6 +107,30 @@ def _compare(state: Path | None, largest: int, probes: int, threads: int, as_jso
 
 @app.command()
 @reporting
+def rotation(
+    templates: Annotated[int, typer.Option(min=100, help="Templates in the gallery.")] = 100_000,
+    enrolled: Annotated[int, typer.Option(min=0, help="Of these, enrolled singly.")] = 1_000,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Move a gallery to a new version of its key while it is searched: how long it takes, what searches notice."""
+    from sealface_bench import rotation as benchmark
+
+    with progress.status("starting") as status, services_at(state, lambda line: progress.print(line)) as where:
+        made = benchmark.measure(where, templates=templates, enrolled=enrolled, tell=status.update)
+        found = asyncio.run(made)
+    if as_json:
+        print_json(found)
+        return
+    taken = {name: value for name, value in found.items() if not isinstance(value, dict)}
+    searches = {
+        f"{when}: {name}": value for when in ("before", "during", "after") for name, value in found[when].items()
+    }
+    console.print(_rows(taken | searches, f"{templates:,} templates moved to a new key version"))
+
+
+@app.command()
+@reporting
 def engine(
     dim: Annotated[int, typer.Option(min=2, max=4096, help="Elements of a template.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="How often each step runs.")] = 5,

@@ -25,6 +25,7 @@ from sealface.storage.redis_address import RedisAddress
 from sealface.storage.schema import RECORD
 from sealface.storage.sweep import Sweep
 from sealface_client import Client
+from sealface_protos.keys.v1 import key_pb2
 
 _NO_LIMIT = 1 << 62  # it puts nothing there
 
@@ -83,11 +84,15 @@ def _key_check(engine: sa.Engine, state: Path) -> Check:
 
     def check(gallery_ids: Sequence[str], checked: Counter[str]) -> Iterator[Finding]:
         with Client.connect(state) as client:
-            known = {key.primary_version: key.public_key_digest for key in client.list_keys()}
-        table = record.galleries
-        query = sa.select(table.c.id, table.c.key_version, table.c.public_key_digest).where(table.c.id.in_(gallery_ids))
+            versions = [version for key in client.list_keys() for version in client.key_versions(key.name)]
+        gone = (key_pb2.KEY_VERSION_STATE_DESTROYED, key_pb2.KEY_VERSION_STATE_DESTROY_SCHEDULED)
+        known = {version.name: version.public_key_digest for version in versions if version.state not in gone}
+        table, of_version = record.galleries, record.versions
+        query = sa.select(table.c.id, table.c.key_version, of_version.c.public_key_digest).join(
+            of_version, (of_version.c.gallery == table.c.id) & (of_version.c.key_version == table.c.key_version)
+        )
         with reading(engine).begin() as transaction:
-            for gallery_id, key_version, digest in transaction.execute(query).all():
+            for gallery_id, key_version, digest in transaction.execute(query.where(table.c.id.in_(gallery_ids))).all():
                 checked["keys"] += 1
                 if known.get(key_version) != digest:
                     yield Finding(Damage.KEY_UNKNOWN, gallery_id, detail=key_version)

@@ -208,6 +208,22 @@ def compact(gallery: GalleryId, state: State = None, as_json: Json = False) -> N
 
 @app.command()
 @reporting
+def rotate(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
+    """Move a gallery to a new version of its key while it is searched; repeated, it goes on where it was."""
+    with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
+        opened = client.gallery(gallery)
+        task = bar.add_task("re-encrypting", total=None)
+        for operation in opened.operations.follow(opened.rotate()):
+            bar.update(task, completed=operation.done, total=operation.total or None)
+    if as_json:
+        print_json(_describe_operation(operation) | {"key_version": operation.rotated.key_version})
+    else:
+        moved = operation.rotated
+        console.print(f"{gallery}: under {moved.key_version} now, {moved.ciphertexts:,} ciphertexts re-encrypted")
+
+
+@app.command()
+@reporting
 def operations(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
     """List long work on a gallery, the newest first."""
     with Client.connect(state) as client:

@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sealface.enrollment.asked import Asked
 from sealface.errors import InvalidInput, Unavailable
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 
@@ -36,9 +34,9 @@ class BlockExchange:
         self._outgoing: asyncio.Queue[messages.RenewBlocksResponse | None] = asyncio.Queue()
         self.ended = False
 
-    def ask(self, key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
-        """Send a blinded block; what comes back for it."""
-        return asyncio.run_coroutine_threadsafe(self._ask(key_version, columns, cleared, blinded), self._loop)
+    def ask(self, asked: Asked) -> Future[bytes]:
+        """Send a blinded block, or templates; what comes back for them."""
+        return asyncio.run_coroutine_threadsafe(self._ask(asked), self._loop)
 
     async def messages(self) -> AsyncIterator[messages.RenewBlocksResponse]:
         """What is to be sent to the client, until the end."""
@@ -52,9 +50,16 @@ class BlockExchange:
         self.ended = True
         self._outgoing.put_nowait(None)
 
-    async def _ask(self, key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> bytes:
-        bits = np.packbits(cleared, bitorder="little").tobytes()
-        header = messages.RenewBlocksHeader(key_version=key_version, columns=columns, cleared=bits, size=len(blinded))
+    async def _ask(self, asked: Asked) -> bytes:
+        blinded = asked.blinded
+        header = messages.RenewBlocksHeader(
+            key_version=asked.key_version,
+            columns=asked.columns,
+            cleared=asked.cleared_bits,
+            size=len(blinded),
+            target_version=asked.target_version,
+            templates=asked.templates,
+        )
         self._outgoing.put_nowait(messages.RenewBlocksResponse(header=header))
         for at in range(0, len(blinded), _CHUNK_BYTES):
             self._outgoing.put_nowait(messages.RenewBlocksResponse(data=blinded[at : at + _CHUNK_BYTES]))

@@ -11,11 +11,14 @@ from functools import partial
 
 import structlog
 
+from sealface.enrollment.asked import Ask
 from sealface.enrollment.erasure import Eraser
 from sealface.enrollment.leases import Lease, LeaseLost, Leases
 from sealface.enrollment.operations import Kind, Operation, Operations
 from sealface.enrollment.record import Record
+from sealface.enrollment.rotation import Rotator
 from sealface.enrollment.sealer import Sealer
+from sealface.enrollment.versions import Versions
 from sealface.errors import SealfaceError, Unavailable
 from sealface.storage.galleries import Galleries, Gallery
 
@@ -40,6 +43,9 @@ class Housekeeper:
         leases: of this process.
         sealer: makes blocks.
         eraser: follows erased templates.
+        rotator: moves galleries to other key versions.
+        versions: ciphertexts by key version.
+        ask: for the key service's part in that.
     """
 
     def __init__(
@@ -50,6 +56,9 @@ class Housekeeper:
         leases: Leases,
         sealer: Sealer,
         eraser: Eraser,
+        rotator: Rotator,
+        versions: Versions,
+        ask: Ask,
     ) -> None:
         self._galleries = galleries
         self._record = record
@@ -57,6 +66,9 @@ class Housekeeper:
         self._leases = leases
         self._sealer = sealer
         self._eraser = eraser
+        self._rotator = rotator
+        self._versions = versions
+        self._ask = ask
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
@@ -119,18 +131,32 @@ class Housekeeper:
             return False
 
     def _due(self, gallery: Gallery) -> bool:
+        return (
+            bool(self._waiting(gallery))
+            or self._expired(gallery) > 0
+            or self._sealer.due(gallery)
+            or bool(self._versions.stale(gallery.id))
+        )
+
+    def _waiting(self, gallery: Gallery) -> list[Operation]:
+        """What is to be seen to here; a gallery whose key the client holds is moved by the client."""
         waiting = self._operations.waiting(gallery.id)
-        return bool(waiting) or self._expired(gallery) > 0 or self._sealer.due(gallery)
+        return [one for one in waiting if gallery.managed or one.kind is not Kind.ROTATION]
 
     def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
         """Do all that can be done now; whether there is nothing to go on with soon."""
-        waiting = self._operations.waiting(gallery.id)
+        waiting = self._waiting(gallery)
         expired = self._expired(gallery)
         if expired and not any(operation.kind is Kind.EXPIRY for operation in waiting):
             waiting.append(self._operations.begin(gallery.id, f"expiry-{uuid.uuid4().hex}", Kind.EXPIRY, expired))
         again = [self._carry_out(operation, gallery, lease, pause) for operation in waiting]
+        gallery = self._galleries.get(gallery.id)  # it may be under another key version by now
         while self._sealer.step(gallery, lease, pause):
             pass
+        if self._versions.stale(gallery.id):
+            while self._versions.drop_stale(gallery.id, lease):
+                pause()
+            again.append(not self._record.forget(again=True))
         return not any(again)
 
     def _carry_out(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
@@ -138,6 +164,8 @@ class Housekeeper:
         try:
             if operation.kind is Kind.ERASURE:
                 return self._eraser.run(operation, gallery, lease, pause)
+            if operation.kind is Kind.ROTATION:
+                return self._rotator.run(operation, gallery, lease, pause, self._ask)
             if operation.kind is Kind.EXPIRY:
                 self._expire(operation, gallery, lease, pause)
             else:

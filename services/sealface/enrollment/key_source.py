@@ -8,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import grpc
-import numpy as np
-from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Scheme
+from sealface.enrollment.asked import Asked
 from sealface.errors import Unavailable
 from sealface.protocol import convert
 from sealface.runtime.status import from_rpc_error
@@ -64,24 +63,24 @@ class KeySource:
         await asyncio.to_thread(self._scheme.check_public, layout.parameters, public)
         return key, public, dict(found)
 
-    async def renew(self, key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> bytes:
-        """A blinded block encrypted afresh.
+    async def renew(self, asked: Asked) -> bytes:
+        """A blinded block, or some templates, encrypted afresh.
 
         Args:
-            key_version: it is encrypted under.
-            columns: of its shape.
-            cleared: (capacity,) positions that are to hold nothing.
-            blinded: as the evaluator made it; once, a call that failed is blinded anew.
+            asked: what; once, a call that failed is blinded anew.
 
         Raises:
             KeyServiceUnavailable: try again.
             SealfaceError: what the key service said, a client-held key for one.
         """
         header = key_service_pb2.RenewBlockHeader(
-            key_version=key_version,
-            columns=columns,
-            cleared=np.packbits(cleared, bitorder="little").tobytes(),
+            key_version=asked.key_version,
+            columns=asked.columns,
+            cleared=asked.cleared_bits,
+            target_version=asked.target_version,
+            templates=asked.templates,
         )
+        blinded = asked.blinded
         renewed = bytearray()
         try:
             async for part in self._stub.RenewBlock(_messages(header, blinded), timeout=_RENEWAL_DEADLINE_S):

@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sealface import errors
 from sealface.enrollment.operations import Kind, Operation, Operations, State
 from sealface.enrollment.record import Record
+from sealface.enrollment.rotations import Rotations
 from sealface.errors import InvalidInput
 from sealface.protocol import convert, names
 from sealface.runtime.status import DOMAIN, code_of
@@ -25,6 +26,7 @@ _KINDS = {
     Kind.COMPACTION: messages.OPERATION_KIND_COMPACTION,
     Kind.ERASURE: messages.OPERATION_KIND_ERASURE,
     Kind.EXPIRY: messages.OPERATION_KIND_EXPIRY,
+    Kind.ROTATION: messages.OPERATION_KIND_ROTATION,
 }
 _STATES = {
     State.RUNNING: messages.OPERATION_STATE_RUNNING,
@@ -43,9 +45,12 @@ class WrongPageToken(InvalidInput):
 class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
     """See `OperationService` in the contract."""
 
-    def __init__(self, operations: Operations, record: Record, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, operations: Operations, record: Record, rotations: Rotations, changed: Callable[[], None]
+    ) -> None:
         self._operations = operations
         self._record = record
+        self._rotations = rotations
         self._changed = changed
 
     async def BeginImport(self, request: messages.BeginImportRequest, context: Context) -> messages.Operation:
@@ -68,7 +73,11 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
 
     async def BeginRotation(self, request: messages.BeginRotationRequest, context: Context) -> messages.Operation:
         """See the contract."""
-        raise NotImplementedError
+        gallery_id = names.id_of(request.gallery, "galleries")
+        names.check_opaque(request.operation_id, "operation_id")
+        begun = await self._rotations.begin(gallery_id, request.operation_id)
+        self._changed()
+        return operation_to_proto(begun)
 
     async def GetOperation(self, request: messages.GetOperationRequest, context: Context) -> messages.Operation:
         """See the contract."""
@@ -135,6 +144,9 @@ def _result(operation: Operation, message: messages.Operation) -> None:
         message.compacted.blocks = operation.done
     elif operation.kind is Kind.EXPIRY:
         message.expired.templates = operation.done
+    elif operation.kind is Kind.ROTATION:
+        message.rotated.ciphertexts = operation.done
+        message.rotated.key_version = operation.detail["key_version"]
     else:
         checks = operation.detail["checks"]
         message.erased.CopyFrom(

@@ -43,6 +43,7 @@ class Kind(StrEnum):
     COMPACTION = "compaction"
     ERASURE = "erasure"
     EXPIRY = "expiry"
+    ROTATION = "rotation"
 
 
 class State(StrEnum):
@@ -106,7 +107,7 @@ class Operations:
             OperationNotFound: there is none of that id.
         """
         with self._reading.begin() as transaction:
-            found = _find(transaction, gallery_id, operation_id)
+            found = find_operation(transaction, gallery_id, operation_id)
         if found is None:
             raise OperationNotFound("the gallery has no such operation: list its operations")
         return found
@@ -160,7 +161,7 @@ class Operations:
             OperationNotFound, NotCancellable: see there.
         """
         with self._engine.begin() as transaction:
-            found = _find(transaction, gallery_id, operation_id)
+            found = find_operation(transaction, gallery_id, operation_id)
             if found is None:
                 raise OperationNotFound("the gallery has no such operation: list its operations")
             if found.kind in (Kind.ERASURE, Kind.EXPIRY):
@@ -187,7 +188,7 @@ def known_operation(transaction: sa.Connection, gallery_id: str, operation_id: s
     Raises:
         OperationIdReused: it is of another kind.
     """
-    known = _find(transaction, gallery_id, operation_id)
+    known = find_operation(transaction, gallery_id, operation_id)
     if known is not None and known.kind != kind:
         raise OperationIdReused("this operation id was used for something else: draw a new one")
     return known
@@ -219,7 +220,14 @@ def count_imported(transaction: sa.Connection, gallery_id: str, operation_id: st
         raise OperationEnded("the import has ended: begin another for more templates", state=found.state)
 
 
-def _find(transaction: sa.Connection, gallery_id: str, operation_id: str) -> Operation | None:
+def running_operations(transaction: sa.Connection, gallery_id: str, kind: Kind) -> list[Operation]:
+    """A gallery's operations of a kind that have not ended."""
+    where = (operations.c.gallery == gallery_id, operations.c.state == State.RUNNING, operations.c.kind == kind)
+    return [_operation(row) for row in transaction.execute(sa.select(operations).where(*where))]
+
+
+def find_operation(transaction: sa.Connection, gallery_id: str, operation_id: str) -> Operation | None:
+    """An operation by its id."""
     query = sa.select(operations).where(operations.c.gallery == gallery_id, operations.c.id == operation_id)
     row = transaction.execute(query).one_or_none()
     return None if row is None else _operation(row)

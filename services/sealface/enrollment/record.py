@@ -24,11 +24,14 @@ from sealface.enrollment.rows import (
     Enrolled,
     TooManyTemplates,
     advance,
+    drop_blocks,
     erase_templates,
     first_slots,
     import_name,
     insert_block,
     insert_request,
+    insert_template_ciphertexts,
+    insert_version,
     known_request,
     lead_again,
     locked_gallery,
@@ -38,7 +41,7 @@ from sealface.enrollment.rows import (
 from sealface.errors import AlreadyExists, NotFound
 from sealface.storage import record as tables
 from sealface.storage.database import forget, reading
-from sealface.storage.digests import sha256
+from sealface.storage.evaluators import wrong_key_version
 from sealface.storage.galleries import MOST_TEMPLATES, Gallery
 
 _LAST_SLOT = 2**32 - 1
@@ -114,7 +117,9 @@ class Record:
         with self._engine.begin() as transaction:
             if transaction.execute(sa.select(table.c.id).where(table.c.id == new.id)).first():
                 raise GalleryExists("there is a gallery of that id: choose another")
-            if transaction.execute(sa.select(table.c.id).where(table.c.key_version == new.key_version)).first():
+            key, _, _ = new.key_version.partition("/versions/")
+            of_key = table.c.key_version.startswith(f"{key}/versions/", autoescape=True)
+            if transaction.execute(sa.select(table.c.id).where(of_key)).first():
                 raise KeyTaken("another gallery uses that key: make a key for each gallery")
             before = transaction.execute(
                 sa.select(tables.retired.c.epoch, tables.retired.c.next_slot).where(tables.retired.c.id == new.id)
@@ -125,8 +130,6 @@ class Record:
                     id=new.id,
                     key_version=new.key_version,
                     custody="managed" if new.managed else "client_held",
-                    public_key=new.public_key,
-                    public_key_digest=sha256(new.public_key),
                     parameter_set=new.layout.parameters.name,
                     dimension=new.layout.dimension,
                     metric=new.layout.metric.value,
@@ -142,12 +145,7 @@ class Record:
                     created=datetime.now(UTC),
                 )
             )
-            for element, material in new.evaluation_keys.items():
-                transaction.execute(
-                    sa.insert(tables.evaluation_keys).values(
-                        gallery=new.id, galois_element=element, material=material, digest=sha256(material)
-                    )
-                )
+            insert_version(transaction, new.id, new.key_version, new.public_key, new.evaluation_keys)
 
     def delete_gallery(self, gallery_id: str) -> int:
         """Erase a gallery with all that is in it; returns how many templates that were.
@@ -174,13 +172,13 @@ class Record:
 
         Args:
             gallery_id: the gallery.
-            key_version: what the template was admitted under; a gallery of that id made meanwhile may have another.
+            key_version: what the template was admitted under; the gallery may be under another by now.
             subject: whose it is.
             ciphertext: the template.
             request_id: the caller's.
 
         Raises:
-            GalleryNotFound, RequestIdReused, TooManyTemplates: see there.
+            GalleryNotFound, WrongKeyVersion, RequestIdReused, TooManyTemplates: see there.
         """
         table = tables.templates
         with self._engine.begin() as transaction:
@@ -188,8 +186,7 @@ class Record:
             known = known_request(transaction, gallery_id, request_id, subject)
             if known is not None:
                 return known
-            if row.key_version != key_version:
-                raise not_found()
+            _check_version(row.key_version, key_version)
             of_subject = (table.c.gallery == gallery_id, table.c.subject == subject)
             held, lead = transaction.execute(
                 sa.select(sa.func.count(), sa.func.min(table.c.lead)).where(*of_subject)
@@ -207,12 +204,11 @@ class Record:
                     slot=enrolled.slot,
                     subject=subject,
                     lead=enrolled.slot if lead is None else lead,
-                    ciphertext=ciphertext,
-                    digest=sha256(ciphertext),
                     epoch=enrolled.epoch,
                     created=enrolled.created,
                 )
             )
+            insert_template_ciphertexts(transaction, gallery_id, key_version, {enrolled.slot: ciphertext})
             insert_request(transaction, gallery_id, request_id, subject, enrolled)
             advance(transaction, gallery_id, enrolled.epoch, next_slot=enrolled.slot + 1)
         return enrolled
@@ -316,7 +312,8 @@ class Record:
             The first slot; the others follow.
 
         Raises:
-            GalleryNotFound, RequestIdReused, TooManyTemplates, OperationNotFound, OperationEnded: see there.
+            GalleryNotFound, WrongKeyVersion, RequestIdReused, TooManyTemplates, OperationNotFound, OperationEnded: see
+            there.
         """
         named = import_name(subjects)
         with self._engine.begin() as transaction:
@@ -324,8 +321,7 @@ class Record:
             known = known_request(transaction, gallery_id, request_id, named)
             if known is not None:
                 return known
-            if row.key_version != key_version:
-                raise not_found()
+            _check_version(row.key_version, key_version)
             first, last = row.next_slot, row.next_slot + len(subjects) - 1
             if last > _LAST_SLOT:
                 raise TooManyTemplates("the gallery has no slots left for these: make a new gallery", limit=_LAST_SLOT)
@@ -348,7 +344,8 @@ class Record:
             )
             slots = np.zeros(capacity, "<u4")
             slots[: len(subjects)] = np.arange(first, last + 1)
-            insert_block(transaction, gallery_id, row.next_block, columns, slots.tobytes(), ciphertext, imported=True)
+            placed, number = slots.tobytes(), row.next_block
+            insert_block(transaction, gallery_id, key_version, number, columns, placed, ciphertext, imported=True)
             insert_request(transaction, gallery_id, request_id, named, imported)
             advance(transaction, gallery_id, imported.epoch, next_slot=last + 1, next_block=row.next_block + 1)
         return imported
@@ -378,7 +375,8 @@ class Record:
             imported: whether its templates have no ciphertexts of their own.
 
         Returns:
-            Whether it was stored; not if the gallery was made anew, or a replaced block is gone.
+            Whether it was stored; not if the gallery was made anew or moved to another key version, or a replaced
+            block is gone.
 
         Raises:
             GalleryNotFound, LeaseLost: see there.
@@ -387,11 +385,10 @@ class Record:
         held = slots[slots > 0].tolist()
         with self._engine.begin() as transaction:
             row = locked_gallery(transaction, gallery.id)
-            if row.first_epoch != gallery.first_epoch:
+            if (row.first_epoch, row.key_version) != (gallery.first_epoch, gallery.key_version):
                 return False
             check_fence(transaction, lease)
-            of_blocks = (tables.blocks.c.gallery == gallery.id, tables.blocks.c.number.in_(list(replaced)))
-            if transaction.execute(sa.delete(tables.blocks).where(*of_blocks)).rowcount != len(replaced):
+            if drop_blocks(transaction, gallery.id, replaced) != len(replaced):
                 transaction.rollback()
                 return False
             live = 0
@@ -403,6 +400,7 @@ class Record:
                 insert_block(
                     transaction,
                     gallery.id,
+                    gallery.key_version,
                     row.next_block,
                     columns,
                     slots.astype("<u4").tobytes(),
@@ -420,8 +418,13 @@ class Record:
         with self._engine.begin() as transaction:
             row = locked_gallery(transaction, gallery.id)
             check_fence(transaction, lease)
-            transaction.execute(
-                sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery.id, tables.blocks.c.number == number)
-            )
+            drop_blocks(transaction, gallery.id, [number])
             advance(transaction, gallery.id, row.epoch + 1)
         self._forget()
+
+
+def _check_version(stored: str, admitted: str) -> None:
+    """Refuse what was admitted under another key version than the gallery's; one of another key if it was made anew."""
+    if stored != admitted:
+        same_key = stored.partition("/versions/")[0] == admitted.partition("/versions/")[0]
+        raise wrong_key_version(stored) if same_key else not_found()

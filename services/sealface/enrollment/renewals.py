@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from sealface.enrollment.asked import Ask
 from sealface.enrollment.leases import Lease, Leases
-from sealface.enrollment.sealer import Renew, Sealer
+from sealface.enrollment.operations import Operation
+from sealface.enrollment.rotation import Rotator
+from sealface.enrollment.sealer import Sealer
 from sealface.errors import Unavailable, WrongState
 from sealface.storage.galleries import Galleries
 
 _WAIT_S = 20.0
 _LOOK_S = 0.1
+_NO_TURNS = 1e9
 
 
 class RenewedByItself(WrongState):
@@ -28,21 +32,24 @@ class Renewals:
     Args:
         galleries: the record.
         sealer: makes blocks.
+        rotator: moves galleries to other key versions.
         leases: makes leases for one call.
     """
 
-    def __init__(self, galleries: Galleries, sealer: Sealer, leases: Callable[[], Leases]) -> None:
+    def __init__(self, galleries: Galleries, sealer: Sealer, rotator: Rotator, leases: Callable[[], Leases]) -> None:
         self._galleries = galleries
         self._sealer = sealer
+        self._rotator = rotator
         self._leases = leases
 
-    def run(self, gallery_id: str, ask: Renew, stopped: Callable[[], bool]) -> int:
+    def run(self, gallery_id: str, ask: Ask, stopped: Callable[[], bool], rotation: Operation | None = None) -> int:
         """Renew block by block until none has an erased template; returns how many that were.
 
         Args:
             gallery_id: the gallery.
             ask: the client's part.
             stopped: whether the client is gone.
+            rotation: moves the gallery to another key version instead, if it is given.
 
         Raises:
             GalleryNotFound, RenewedByItself, GalleryBusy, LeaseLost, MalformedCiphertext: see there. What was renewed
@@ -61,6 +68,9 @@ class Renewals:
 
         renewed = 0
         try:
+            if rotation is not None:
+                self._rotator.run(rotation, gallery, lease, pause, ask, _NO_TURNS)
+                return 0
             while self._sealer.renew(gallery, lease, pause, ask):
                 renewed += 1
         finally:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import sqlalchemy as sa
 
-from sealface.enrollment.rows import advance, locked_gallery
+from sealface.enrollment.rows import advance, drop_blocks, locked_gallery
 from sealface.storage import record as tables
 from sealface.storage.database import forget
 from sealface.storage.findings import Damage, Finding
@@ -62,11 +62,12 @@ def _open(transaction: sa.Connection, gallery_id: str, number: int) -> bool:
     """Drop a block and have its templates open again; False if one of them has no ciphertext of its own."""
     table = tables.templates
     of_block = (table.c.gallery == gallery_id, table.c.block == number)
-    without = sa.select(table.c.slot).where(*of_block, table.c.ciphertext.is_(None))
+    galleries, own = tables.galleries, tables.template_ciphertexts
+    live = sa.select(galleries.c.key_version).where(galleries.c.id == gallery_id).scalar_subquery()
+    with_own = sa.select(own.c.slot).where(own.c.gallery == gallery_id, own.c.key_version == live)
+    without = sa.select(table.c.slot).where(*of_block, table.c.slot.not_in(with_own))
     if transaction.execute(without.limit(1)).first():
         return False
     transaction.execute(sa.update(table).where(*of_block).values(block=None))
-    transaction.execute(
-        sa.delete(tables.blocks).where(tables.blocks.c.gallery == gallery_id, tables.blocks.c.number == number)
-    )
+    drop_blocks(transaction, gallery_id, [number])
     return True

@@ -18,7 +18,7 @@ from sealface.enrollment.rows import remove_gallery
 from sealface.errors import LimitExceeded, WrongState
 from sealface.storage import record as tables
 from sealface.storage.backup import Backup, Tell, rows_of
-from sealface.storage.contents import Row
+from sealface.storage.contents import Row, stored
 from sealface.storage.database import forget
 
 _APART = 1 << 32  # epochs that a gallery may have seen since its backup, in a record that is lost
@@ -97,10 +97,9 @@ class _Restoring:
     def write(self, path: Path, tell: Tell) -> Restored:
         for table, rows in rows_of(path, self._backup.digest, tell):
             changed = [row for row in map(self._changes[table], rows) if row is not None]
-            if table is not tables.galleries:
-                changed = [row | {"gallery": self._backup.gallery} for row in changed]
-            if changed:
-                self._transaction.execute(sa.insert(table), changed)
+            for kept_in, kept in stored(table, changed, self._backup.gallery, self._backup.key_version):
+                if kept:
+                    self._transaction.execute(sa.insert(kept_in), kept)
         if self._kept_erased:
             buried = {"gallery": self._backup.gallery, "epoch": self._epoch}
             self._transaction.execute(
@@ -149,7 +148,9 @@ def _make_way(transaction: sa.Connection, backup: Backup, replace: bool) -> tupl
         raise GalleryExists(
             "there is a gallery of that id: --replace puts the backup there, and keeps erased what it has erased"
         )
-    of_key = sa.select(table.c.id).where(table.c.key_version == backup.key_version, table.c.id != backup.gallery)
+    key, _, _ = backup.key_version.partition("/versions/")
+    same = table.c.key_version.startswith(f"{key}/versions/", autoescape=True)
+    of_key = sa.select(table.c.id).where(same, table.c.id != backup.gallery)
     if transaction.execute(of_key).first():
         raise KeyTaken("another gallery uses the backup's key: delete that one first")
     if not found:

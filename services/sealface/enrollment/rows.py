@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sealface.errors import InvalidInput, LimitExceeded
 from sealface.storage import record as tables
 from sealface.storage.database import in_utc
-from sealface.storage.digests import block_digest, subject_digest
+from sealface.storage.digests import block_digest, sha256, subject_digest
 from sealface.storage.galleries import MOST_TEMPLATES, GalleryNotFound
 
 SLOTS_A_STATEMENT = 500
@@ -21,7 +21,10 @@ _OF_GALLERY = (
     tables.tombstones,
     tables.requests,
     tables.blocks,
+    tables.template_ciphertexts,
+    tables.block_ciphertexts,
     tables.evaluation_keys,
+    tables.versions,
     tables.operations,
     tables.leases,
 )
@@ -50,11 +53,12 @@ def import_name(subjects: Sequence[str]) -> str:
 
 
 def erase_templates(transaction: sa.Connection, gallery_id: str, blocks: Mapping[int, int | None], epoch: int) -> None:
-    """Erase some slots, given with the block that each lies in."""
-    table, slots = tables.templates, list(blocks)
+    """Erase some slots, given with the block that each lies in; under all key versions."""
+    slots = list(blocks)
     for start in range(0, len(slots), SLOTS_A_STATEMENT):
         part = slots[start : start + SLOTS_A_STATEMENT]
-        transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id, table.c.slot.in_(part)))
+        for table in (tables.template_ciphertexts, tables.templates):
+            transaction.execute(sa.delete(table).where(table.c.gallery == gallery_id, table.c.slot.in_(part)))
     _count_erased(transaction, gallery_id, Counter(block for block in blocks.values() if block is not None))
     rows = [{"gallery": gallery_id, "slot": slot, "epoch": epoch} for slot in slots]
     transaction.execute(sa.insert(tables.tombstones), rows)
@@ -105,9 +109,72 @@ def first_slots(transaction: sa.Connection, gallery_id: str, subjects: Sequence[
     return leads
 
 
+def drop_blocks(transaction: sa.Connection, gallery_id: str, numbers: Collection[int]) -> int:
+    """Drop some blocks, under all key versions; returns how many were there."""
+    found = 0
+    for table in (tables.block_ciphertexts, tables.blocks):
+        where = (table.c.gallery == gallery_id, table.c.number.in_(list(numbers)))
+        found = transaction.execute(sa.delete(table).where(*where)).rowcount
+    return found
+
+
+def insert_template_ciphertexts(
+    transaction: sa.Connection, gallery_id: str, key_version: str, ciphertexts: Mapping[int, bytes]
+) -> None:
+    """Store templates' own ciphertexts under a key version, by slot."""
+    rows = [
+        {"gallery": gallery_id, "key_version": key_version, "slot": slot, "ciphertext": data, "digest": sha256(data)}
+        for slot, data in ciphertexts.items()
+    ]
+    if rows:
+        transaction.execute(sa.insert(tables.template_ciphertexts), rows)
+
+
+def insert_block_ciphertext(
+    transaction: sa.Connection,
+    gallery_id: str,
+    key_version: str,
+    number: int,
+    columns: int,
+    slots: bytes,
+    ciphertext: bytes,
+) -> None:
+    """Store a block's ciphertext under a key version."""
+    transaction.execute(
+        sa.insert(tables.block_ciphertexts).values(
+            gallery=gallery_id,
+            key_version=key_version,
+            number=number,
+            ciphertext=ciphertext,
+            digest=block_digest(columns, slots, ciphertext),
+        )
+    )
+
+
+def insert_version(
+    transaction: sa.Connection,
+    gallery_id: str,
+    key_version: str,
+    public_key: bytes,
+    evaluation_keys: Mapping[int, bytes],
+) -> None:
+    """Store the public material of a key version."""
+    name = {"gallery": gallery_id, "key_version": key_version}
+    transaction.execute(
+        sa.insert(tables.versions).values(name | {"public_key": public_key, "public_key_digest": sha256(public_key)})
+    )
+    for element, material in evaluation_keys.items():
+        transaction.execute(
+            sa.insert(tables.evaluation_keys).values(
+                name | {"galois_element": element, "material": material, "digest": sha256(material)}
+            )
+        )
+
+
 def insert_block(
     transaction: sa.Connection,
     gallery_id: str,
+    key_version: str,
     number: int,
     columns: int,
     slots: bytes,
@@ -116,7 +183,7 @@ def insert_block(
     imported: bool,
     erased: int = 0,
 ) -> None:
-    """Store a block; see the columns of the table."""
+    """Store a block with its ciphertext; see the columns of the table."""
     transaction.execute(
         sa.insert(tables.blocks).values(
             gallery=gallery_id,
@@ -125,11 +192,10 @@ def insert_block(
             slots=slots,
             imported=imported,
             erased=erased,
-            ciphertext=ciphertext,
-            digest=block_digest(columns, slots, ciphertext),
             created=datetime.now(UTC),
         )
     )
+    insert_block_ciphertext(transaction, gallery_id, key_version, number, columns, slots, ciphertext)
 
 
 def insert_request(

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from sealface.cipher.layout import Shape
 from sealface.cipher.scheme import Scheme
+from sealface.enrollment.asked import Ask, Asked, awaited
 from sealface.enrollment.leases import Lease, LeaseLost
 from sealface.enrollment.record import Record
 from sealface.errors import SealfaceError
@@ -27,10 +26,6 @@ from sealface.storage.galleries import BlockInfo, Galleries, Gallery
 
 _log = structlog.get_logger("sealface.sealer")
 _RETRY_S = 30.0
-_LOOK_UP_S = 0.2
-
-Renew = Callable[[str, int, NDArray[np.bool_], bytes], Future[bytes]]
-"""Asks the key holder: key version, columns, positions to clear (capacity,), the blinded block."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +44,13 @@ class Sealer:
         galleries: the record, read.
         record: the record, written.
         scheme: the cipher.
-        renew: the key service's part in renewing an imported block.
+        ask: for the key service's part in renewing an imported block.
     """
 
-    def __init__(self, galleries: Galleries, record: Record, scheme: Scheme, renew: Renew) -> None:
+    def __init__(self, galleries: Galleries, record: Record, scheme: Scheme, ask: Ask) -> None:
         self._galleries = galleries
         self._record = record
-        self._ask = renew
+        self._ask = ask
         self._not_before: dict[str, float] = {}  # by gallery, when to ask again that could not be renewed
         self._evaluators = Evaluators(galleries, scheme)
 
@@ -63,7 +58,7 @@ class Sealer:
         """Whether there is a block to make, renew or drop."""
         return self._plan(gallery, whole=False) is not None
 
-    def renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], ask: Renew) -> bool:
+    def renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], ask: Ask) -> bool:
         """Renew one imported block with the client's part; returns whether there was one to renew.
 
         Raises:
@@ -140,7 +135,7 @@ class Sealer:
         slots: list[int],
         replaced: list[int],
     ) -> bool:
-        templates = dict(self._galleries.ciphertexts(gallery.id, slots))
+        templates = dict(self._galleries.ciphertexts(gallery.id, slots, gallery.key_version))
         if not templates:  # all were erased since they were listed: look again
             return True
         placed = np.zeros(shape.capacity, np.uint32)
@@ -151,8 +146,9 @@ class Sealer:
         _log.info("sealed", templates=len(templates), columns=shape.columns, replaced=len(replaced), stored=stored)
         return stored
 
-    def _renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], block: BlockInfo, ask: Renew) -> bool:
-        found, held = self._galleries.block(gallery.id, block.number), self._galleries.sealed(gallery.id, block.number)
+    def _renew(self, gallery: Gallery, lease: Lease, pause: Callable[[], None], block: BlockInfo, ask: Ask) -> bool:
+        found = self._galleries.block(gallery.id, block.number, gallery.key_version)
+        held = self._galleries.sealed(gallery.id, block.number)
         if found is None or not held:  # replaced, or all erased, since it was listed: look again
             return True
         slots, ciphertext = found
@@ -160,7 +156,7 @@ class Sealer:
         cleared = (slots > 0) & ~live
         shape, evaluator = gallery.layout.shape(block.columns), self._evaluators.of(gallery)
         blinded, blinding = evaluator.blind(shape, ciphertext)
-        answer = _awaited(ask(gallery.key_version, block.columns, cleared, blinded), pause)
+        answer = awaited(ask(Asked(gallery.key_version, block.columns, blinded, cleared)), pause)
         renewed = evaluator.unblind(shape, answer, blinding, cleared)
         placed = np.where(live, slots, 0)
         stored = self._record.seal(gallery, lease, block.columns, placed, renewed, [block.number], imported=True)
@@ -172,15 +168,6 @@ def _worst(blocks: list[BlockInfo]) -> BlockInfo | None:
     """The one with most erased, if any has."""
     worst = max(blocks, key=lambda block: block.erased, default=None)
     return worst if worst is not None and worst.erased else None
-
-
-def _awaited(answer: Future[bytes], pause: Callable[[], None]) -> bytes:
-    try:
-        while not wait([answer], _LOOK_UP_S).done:
-            pause()
-        return answer.result()
-    finally:
-        answer.cancel()
 
 
 def _to_replace(blocks: list[BlockInfo], shape: Shape) -> list[BlockInfo]:

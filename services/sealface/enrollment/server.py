@@ -7,10 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sealface.cipher.scheme import Scheme
+from sealface.enrollment.asked import Asked
 from sealface.enrollment.enroller import Enroller
 from sealface.enrollment.erasure import Eraser
 from sealface.enrollment.housekeeper import Housekeeper
@@ -21,8 +19,11 @@ from sealface.enrollment.operation_servicer import OperationServicer
 from sealface.enrollment.operations import Operations
 from sealface.enrollment.record import Record
 from sealface.enrollment.renewals import Renewals
+from sealface.enrollment.rotation import Rotator
+from sealface.enrollment.rotations import Rotations
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
+from sealface.enrollment.versions import Versions
 from sealface.protocol.zones import Zone
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Background, Server, ServerConfig
@@ -68,25 +69,27 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     keys = KeySource(connect(config.keys, config.server.tls, Zone.KEYS.server_name), scheme)
     loop = asyncio.get_running_loop()
 
-    def renew(key_version: str, columns: int, cleared: NDArray[np.bool_], blinded: bytes) -> Future[bytes]:
-        return asyncio.run_coroutine_threadsafe(keys.renew(key_version, columns, cleared, blinded), loop)
+    def ask(asked: Asked) -> Future[bytes]:
+        return asyncio.run_coroutine_threadsafe(keys.renew(asked), loop)
 
-    operations = Operations(engine)
-    sealer = Sealer(galleries, record, scheme, renew)
-    renewals = Renewals(galleries, sealer, lambda: Leases(engine))
+    operations, versions = Operations(engine), Versions(engine)
+    sealer = Sealer(galleries, record, scheme, ask)
+    rotator = Rotator(galleries, versions, operations, scheme)
+    renewals = Renewals(galleries, sealer, rotator, lambda: Leases(engine))
     entries = None if config.cache is None else Entries(config.cache.address, config.cache.limit)
     sweep = None if entries is None else Sweep(galleries, entries)
     eraser = Eraser(galleries, record, operations, sealer, sweep)
-    housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer, eraser)
+    housekeeper = Housekeeper(galleries, record, operations, Leases(engine), sealer, eraser, rotator, versions, ask)
+    rotations = Rotations(galleries, versions, keys)
     servicer = EnrollmentServicer(
-        galleries, record, Enroller(galleries, record, scheme), keys, renewals, housekeeper.wake
+        galleries, record, Enroller(galleries, record, scheme), keys, renewals, rotations, housekeeper.wake
     )
     background: list[Background] = [housekeeper]
     if entries is not None:
         background.append(Invalidation(galleries, entries))
     server = Server(config.server, [SERVICE, OPERATIONS], background=background)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
-        OperationServicer(operations, record, housekeeper.wake), server.grpc
+        OperationServicer(operations, record, rotations, housekeeper.wake), server.grpc
     )
     enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -14,6 +14,7 @@ from sealface.enrollment.exchange import BlockExchange
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.record import NewGallery, Record, SubjectNotFound
 from sealface.enrollment.renewals import Renewals
+from sealface.enrollment.rotations import Rotations
 from sealface.errors import InvalidInput, SealfaceError
 from sealface.protocol import convert, names
 from sealface.runtime.status import to_status
@@ -57,6 +58,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
         enroller: Enroller,
         keys: KeySource,
         renewals: Renewals,
+        rotations: Rotations,
         changed: Callable[[], None],
     ) -> None:
         self._galleries = galleries
@@ -64,6 +66,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
         self._enroller = enroller
         self._keys = keys
         self._renewals = renewals
+        self._rotations = rotations
         self._changed = changed
 
     async def CreateGallery(self, request: messages.CreateGalleryRequest, context: Context) -> gallery_pb2.Gallery:
@@ -188,9 +191,10 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
         if first is None or not first.gallery:
             raise convert.missing("gallery")
         gallery_id = names.id_of(first.gallery, "galleries")
+        rotation = await self._rotations.begin(gallery_id, "", by_client=True) if first.rotate else None
         exchange = BlockExchange(requests)
         work = asyncio.ensure_future(
-            asyncio.to_thread(self._renewals.run, gallery_id, exchange.ask, lambda: exchange.ended)
+            asyncio.to_thread(self._renewals.run, gallery_id, exchange.ask, lambda: exchange.ended, rotation)
         )
         work.add_done_callback(exchange.end)
         try:

@@ -16,7 +16,7 @@ from sealface.keys.callers import Callers
 from sealface.keys.judge import Hearing, Judge, Request, Verdict
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import UNDO, Lifecycle
-from sealface.keys.renewal import Renewal
+from sealface.keys.renewal import Announced, Renewal
 from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import result_from_wire
@@ -273,9 +273,10 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         async for message in request_iterator:
             if renewal is None:
                 header = message.header
-                renewal = await asyncio.to_thread(
-                    Renewal.expect, self._keyring, header.key_version, header.columns, header.cleared
+                announced = Announced(
+                    header.key_version, header.columns, header.cleared, header.target_version, header.templates
                 )
+                renewal = await asyncio.to_thread(Renewal.expect, self._keyring, announced)
             elif message.WhichOneof("part") != "data":
                 raise convert.missing("data")
             data += message.data

@@ -193,6 +193,7 @@ class Matcher:
             task = Task(
                 gallery.id,
                 gallery.first_epoch,
+                gallery.key_version,
                 tuple(probe.ciphertext for probe in probes),
                 tuple(part.wanted if probes else replace(part.wanted, requested=None) for part in found.parts),
                 whole,
@@ -202,8 +203,8 @@ class Matcher:
                 task = replace(task, seed=os.urandom(32), deepest=deepest)
             try:
                 return Search(gallery, found, task, self._pool.begin(task, deadline - time.monotonic(), partial))
-            except BlockGone:  # replaced since it was looked for: its templates lie elsewhere
-                continue
+            except BlockGone:  # replaced since it was looked for: its templates lie elsewhere, or under another key
+                gallery = self._gallery(gallery.id, *probes)
         raise GalleryChanging("the gallery changes faster than it is searched: try again")
 
     def _claimed(self, gallery: Gallery, claimed: set[int]) -> Snapshot:
@@ -241,7 +242,7 @@ class Matcher:
                 del self._shards[name]
         if held:
             with suppress(SealfaceError):  # a worker that does not find it drops it
-                self._pool.begin(Task(gallery_id, held[0][1], (), (), whole=True), _FORGET_S)
+                self._pool.begin(Task(gallery_id, held[0][1], "", (), (), whole=True), _FORGET_S)
 
     def _shard(self, gallery: Gallery) -> Shard:
         name = (gallery.id, gallery.first_epoch)

@@ -81,36 +81,42 @@ class Cache:
         """How often Redis did not answer, was slow, or refused."""
         return self._entries.errors
 
-    def block(self, gallery_id: str, number: int) -> tuple[NDArray[np.uint32], bytes] | None:
+    def block(
+        self, gallery_id: str, number: int, key_version: str | None = None
+    ) -> tuple[NDArray[np.uint32], bytes] | None:
         """See `Galleries.block`."""
-
-        def read(_: Collection[int]) -> dict[int, bytes]:
-            found = self._galleries.block(gallery_id, number)
-            return {} if found is None else {number: found[1]}
-
         if not self._entries.answering:
-            return self._galleries.block(gallery_id, number)
+            return self._galleries.block(gallery_id, number, key_version)
         known = self._galleries.fingerprints(gallery_id, numbers=[number])
         if known is None or number not in known.blocks:
             return None
+        version = known.head.key_version
+        if key_version not in (None, version):  # that Redis does not keep, or no more
+            return self._galleries.block(gallery_id, number, key_version)
+
+        def read(_: Collection[int]) -> dict[int, bytes]:
+            found = self._galleries.block(gallery_id, number, version)
+            return {} if found is None else {number: found[1]}
+
         found = self._through(known, block_name, known.blocks, read)
         return (known.blocks[number].slots, found[number]) if found else None
 
-    def ciphertexts(self, gallery_id: str, slots: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    def ciphertexts(
+        self, gallery_id: str, slots: Iterable[int], key_version: str | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """See `Galleries.ciphertexts`."""
-
-        def read(missing: Collection[int]) -> dict[int, bytes]:
-            return dict(self._galleries.ciphertexts(gallery_id, missing))
-
         wanted = sorted(slots)
         for start in range(0, len(wanted), _BATCH):
             part = wanted[start : start + _BATCH]
-            if not self._entries.answering:
-                yield from read(part).items()
+            known = self._galleries.fingerprints(gallery_id, part) if self._entries.answering else None
+            if known is None or key_version not in (None, known.head.key_version):
+                yield from self._galleries.ciphertexts(gallery_id, part, key_version)
                 continue
-            known = self._galleries.fingerprints(gallery_id, part)
-            if known is not None:
-                yield from sorted(self._through(known, template_name, known.templates, read).items())
+
+            def read(missing: Collection[int], version: str = known.head.key_version) -> dict[int, bytes]:
+                return dict(self._galleries.ciphertexts(gallery_id, missing, version))
+
+            yield from sorted(self._through(known, template_name, known.templates, read).items())
 
     def _through(
         self,

@@ -1,14 +1,17 @@
 """A gallery as rows of the record's tables, in one order for all who take them: backups, restores, the doctor.
 
-Rows are dictionaries by column, without the gallery's id where a table has it beside. What comes from a damaged
-database or a foreign file need not be what its column says: `misfits` tells.
+Rows are dictionaries by column, without the gallery's id where a table has it beside. What lies in tables by key
+version is part of the row that it belongs to, as it is under the gallery's version: what gathers under another, while
+the gallery is moved there, is not the gallery's yet. What comes from a damaged database or a foreign file need not be
+what its column says: `misfits` tells.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,35 +31,87 @@ TABLES = (
     record.requests,
 )
 """Each after what is needed to judge it."""
+_BY_VERSION = {
+    record.galleries: (record.versions, ("public_key", "public_key_digest")),
+    record.templates: (record.template_ciphertexts, ("ciphertext", "digest")),
+    record.blocks: (record.block_ciphertexts, ("ciphertext", "digest")),
+}
+"""Where more columns of a table's rows lie, and which."""
 _AT_ONCE = {record.galleries: 1, record.evaluation_keys: 1, record.templates: 64, record.blocks: 1}
 _MOST = 1000
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST = (1 << 63) - 1
 
 
-def columns(table: sa.Table) -> list[sa.Column[Any]]:
-    """The columns of a table's rows, as this module knows them."""
-    return [column for column in table.columns if column.name != "gallery"]
+@cache
+def columns(table: sa.Table) -> tuple[sa.Column[Any], ...]:
+    """The columns of a table's rows, as this module knows them; a template may have no ciphertext of its own."""
+    outside = ("gallery",) if table is record.galleries else ("gallery", "key_version")
+    own = [column for column in table.columns if column.name not in outside]
+    beside, names = _BY_VERSION.get(table, (table, ()))
+    optional = table is record.templates
+    more = [sa.Column(name, beside.c[name].type, nullable=optional) for name in names]
+    return (*own, *more)
+
+
+def key_of(table: sa.Table) -> str:
+    """The column that tells a gallery's rows of a table from each other."""
+    return next(
+        (column.name for column in table.primary_key.columns if column.name not in ("gallery", "key_version")), ""
+    )
+
+
+def stored(
+    table: sa.Table, rows: Iterable[Row], gallery_id: str, key_version: str
+) -> Iterator[tuple[sa.Table, list[Row]]]:
+    """Rows as the record keeps them, by table."""
+    of_version = {"gallery": gallery_id, "key_version": key_version}
+    beside, names = _BY_VERSION.get(table, (None, ()))
+    key = key_of(table)
+    main, more = [], []
+    for row in rows:
+        own = {} if table is record.galleries else of_version if "key_version" in table.c else {"gallery": gallery_id}
+        main.append({name: value for name, value in row.items() if name not in names} | own)
+        if names and row[names[0]] is not None:
+            keyed = {} if table is record.galleries else {key: row[key]}
+            more.append({name: row[name] for name in names} | keyed | of_version)
+    yield table, main
+    if beside is not None:
+        yield beside, more
 
 
 def read(transaction: sa.Connection, gallery_id: str) -> Iterator[tuple[sa.Table, list[Row]]]:
     """A gallery's rows, a few at a time, in the order of `TABLES` and there by their keys."""
+    live = sa.select(record.galleries.c.key_version).where(record.galleries.c.id == gallery_id).scalar_subquery()
     for table in TABLES:
-        owner, *rest = table.primary_key.columns
-        key = rest[0] if rest else owner
-        raw = [_raw(transaction, column) for column in columns(table)]
-        page = sa.select(*raw).where(owner == gallery_id).order_by(key).limit(_AT_ONCE.get(table, _MOST))
+        single = table is record.galleries
+        owner, key = (table.c.id if single else table.c.gallery), table.c[key_of(table)]
+        beside, names = _BY_VERSION.get(table, (table, ()))
+        raw = [_raw(transaction, column, (beside if column.name in names else table).c) for column in columns(table)]
+        page = (
+            sa.select(*raw)
+            .select_from(table)
+            .where(owner == gallery_id)
+            .order_by(key)
+            .limit(_AT_ONCE.get(table, _MOST))
+        )
+        if names:
+            same = sa.true() if single else beside.c[key.name] == key
+            page = page.outerjoin(beside, (beside.c.gallery == owner) & (beside.c.key_version == live) & same)
+        elif "key_version" in table.c:
+            page = page.where(table.c.key_version == live)
         query = page
         while found := [_row(table, row) for row in transaction.execute(query)]:
             yield table, found
             last = found[-1][key.name]
-            if not rest or not isinstance(last, key.type.python_type):  # one that is damaged: there is no next
+            if single or not isinstance(last, key.type.python_type):  # one that is damaged: there is no next
                 break
             query = page.where(key > last)
 
 
-def _raw(transaction: sa.Connection, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+def _raw(transaction: sa.Connection, wanted: sa.Column[Any], stored_in: Any) -> sa.ColumnElement[Any]:
     """A column as it is stored: a damaged one can be read, too."""
+    column: sa.Column[Any] = stored_in[wanted.name]
     if transaction.dialect.name != "sqlite":
         return column
     if isinstance(column.type, sa.String | sa.DateTime):

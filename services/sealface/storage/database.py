@@ -153,7 +153,7 @@ def forget(engine: sa.Engine) -> bool:
     """
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.exec_driver_sql("VACUUM templates, blocks")
+            connection.exec_driver_sql("VACUUM templates, blocks, template_ciphertexts, block_ciphertexts")
         return True
     raw = engine.raw_connection()  # outside any transaction
     try:

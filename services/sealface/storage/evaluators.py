@@ -18,6 +18,11 @@ class WrongParameterSet(InvalidInput):
     """A ciphertext is under another parameter set than the gallery's."""
 
 
+def wrong_key_version(expected: str) -> WrongKeyVersion:
+    """The error for a ciphertext that is not under the gallery's."""
+    return WrongKeyVersion("encrypted under another key version: encrypt under the gallery's", expected=expected)
+
+
 def check_encryption(gallery: Gallery, key_version: str, parameter_set: str) -> None:
     """Whether a ciphertext says it is encrypted as the gallery's are.
 
@@ -25,9 +30,7 @@ def check_encryption(gallery: Gallery, key_version: str, parameter_set: str) -> 
         WrongKeyVersion, WrongParameterSet: it is not.
     """
     if key_version != gallery.key_version:
-        raise WrongKeyVersion(
-            "encrypted under another key version: encrypt under the gallery's", expected=gallery.key_version
-        )
+        raise wrong_key_version(gallery.key_version)
     if parameter_set != gallery.layout.parameters.name:
         raise WrongParameterSet(
             "encrypted under another parameter set: encrypt under the gallery's",
@@ -50,20 +53,25 @@ class Evaluators:
         self._scheme = scheme
         self._threads = threads
         self._most = most
-        self._held: OrderedDict[tuple[str, int], Evaluator] = OrderedDict()
+        self._held: OrderedDict[tuple[str, int, str], Evaluator] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, gallery: Gallery) -> Evaluator:
-        """The evaluator of a gallery."""
-        name = (gallery.id, gallery.first_epoch)
+        """The evaluator of a gallery under its key version.
+
+        Raises:
+            GalleryNotFound: it has no more to do with that version.
+            TemplateDamaged: a key does not match its digest.
+        """
+        name = gallery.identity
         with self._lock:
             if name in self._held:
                 self._held.move_to_end(name)
                 return self._held[name]
         evaluator = self._scheme.evaluator(
             gallery.layout,
-            self._galleries.public_key(gallery.id),
-            self._galleries.evaluation_keys(gallery.id),
+            self._galleries.public_key(gallery.id, gallery.key_version),
+            self._galleries.evaluation_keys(gallery.id, gallery.key_version),
             self._threads,
         )
         with self._lock:

@@ -20,7 +20,7 @@ from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput
 from sealface.protocol import names
 from sealface.storage import record
-from sealface.storage.contents import TABLES, Row, misfits
+from sealface.storage.contents import TABLES, Row, key_of, misfits
 from sealface.storage.digests import block_digest, sha256, subject_digest
 from sealface.storage.findings import Damage, Finding
 from sealface.storage.galleries import MOST_TEMPLATES
@@ -87,11 +87,11 @@ class Examination:
 
     def _misordered(self, table: sa.Table, row: Row) -> list[str]:
         """Each table once, in their order, and each key once, in theirs: so no slot is there twice."""
-        keys = [column.name for column in table.primary_key.columns if column.name != "gallery"]
-        here = (TABLES.index(table), row[keys[0]])
+        key = key_of(table)
+        here = (TABLES.index(table), row[key])
         before, self._last = self._last, here
         in_order = here[0] > before[0] or (here[0] == before[0] and here[1] > before[1])
-        return [] if in_order else keys
+        return [] if in_order else [key]
 
     def _found(self, what: Damage, **place: Any) -> Finding:
         return Finding(what, self._id, **place)

@@ -16,7 +16,16 @@ from sealface.cipher.layout import Layout
 from sealface.errors import NotFound
 from sealface.storage.database import in_utc, reading
 from sealface.storage.digests import Fingerprint, block_digest, checked, sha256, slots_of
-from sealface.storage.record import blocks, evaluation_keys, galleries, templates, tombstones
+from sealface.storage.record import (
+    block_ciphertexts,
+    blocks,
+    evaluation_keys,
+    galleries,
+    template_ciphertexts,
+    templates,
+    tombstones,
+    versions,
+)
 
 MOST_TEMPLATES = 16
 """Templates a subject may have: a verification claims all of them."""
@@ -54,6 +63,11 @@ class Gallery:
     epoch: int
     created: datetime
     retention_s: int | None = None
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """What its ciphertexts belong to: its id, the epoch it was made at, and the key version they are under."""
+        return self.id, self.first_epoch, self.key_version
 
 
 @dataclass(frozen=True)
@@ -198,13 +212,16 @@ class Galleries:
         with self._engine.begin() as transaction:
             return transaction.execute(query).scalar_one()
 
-    def public_key(self, gallery_id: str) -> bytes:
-        """The public key of a gallery.
+    def public_key(self, gallery_id: str, key_version: str | None = None) -> bytes:
+        """The public key of a gallery's key version, or of another that it is moved to or from.
 
         Raises:
-            GalleryNotFound, TemplateDamaged: see there.
+            GalleryNotFound: there is no such gallery, or it has no more to do with that version.
+            TemplateDamaged: the key does not match its digest.
         """
-        query = sa.select(galleries.c.public_key, galleries.c.public_key_digest).where(galleries.c.id == gallery_id)
+        query = sa.select(versions.c.public_key, versions.c.public_key_digest).where(
+            versions.c.gallery == gallery_id, versions.c.key_version == _version(gallery_id, key_version)
+        )
         with self._engine.begin() as transaction:
             row = transaction.execute(query).one_or_none()
         if row is None:
@@ -235,12 +252,19 @@ class Galleries:
             slots: of templates, a few hundred at most.
             numbers: of blocks, likewise.
         """
-        own = sa.select(templates.c.slot, sa.func.length(templates.c.ciphertext), templates.c.digest).where(
-            templates.c.gallery == gallery_id, templates.c.slot.in_(slots), templates.c.ciphertext.is_not(None)
+        table = template_ciphertexts
+        own = sa.select(table.c.slot, sa.func.length(table.c.ciphertext), table.c.digest).where(
+            table.c.gallery == gallery_id, table.c.key_version == _version(gallery_id), table.c.slot.in_(slots)
         )
-        sealed = sa.select(
-            blocks.c.number, sa.func.length(blocks.c.ciphertext), blocks.c.digest, blocks.c["columns"], blocks.c.slots
-        ).where(blocks.c.gallery == gallery_id, blocks.c.number.in_(numbers))
+        data = block_ciphertexts.c
+        sealed = (
+            sa.select(
+                blocks.c.number, sa.func.length(data.ciphertext), data.digest, blocks.c["columns"], blocks.c.slots
+            )
+            .select_from(blocks)
+            .join(block_ciphertexts, _of_block(gallery_id))
+            .where(blocks.c.gallery == gallery_id, blocks.c.number.in_(numbers))
+        )
         with self._engine.begin() as transaction:
             head = transaction.execute(sa.select(*_HEAD).where(galleries.c.id == gallery_id)).one_or_none()
             if head is None:
@@ -302,14 +326,25 @@ class Galleries:
                 blocks={r.number: r.columns for r in transaction.execute(sealed)},
             )
 
-    def block(self, gallery_id: str, number: int) -> tuple[NDArray[np.uint32], bytes] | None:
+    def block(
+        self, gallery_id: str, number: int, key_version: str | None = None
+    ) -> tuple[NDArray[np.uint32], bytes] | None:
         """Slots by position, and ciphertext, of a sealed block; None if it is not there any more.
+
+        Args:
+            gallery_id: the gallery.
+            number: the block's.
+            key_version: that the ciphertext is to be under; the gallery's if none is named.
 
         Raises:
             TemplateDamaged: the ciphertext does not match its digest.
         """
-        query = sa.select(blocks.c["columns"], blocks.c.slots, blocks.c.ciphertext, blocks.c.digest).where(
-            blocks.c.gallery == gallery_id, blocks.c.number == number
+        stored = block_ciphertexts.c
+        query = (
+            sa.select(blocks.c["columns"], blocks.c.slots, stored.ciphertext, stored.digest)
+            .select_from(blocks)
+            .join(block_ciphertexts, _of_block(gallery_id, key_version))
+            .where(blocks.c.gallery == gallery_id, blocks.c.number == number)
         )
         with self._engine.begin() as transaction:
             row = transaction.execute(query).one_or_none()
@@ -379,40 +414,55 @@ class Galleries:
 
     def homes(self, gallery_id: str, slots: Iterable[int]) -> dict[int, int | None]:
         """Where those of the slots that are live are to be had: None for a ciphertext of its own, else the block."""
-        own = templates.c.ciphertext.is_not(None).label("own")
-        query = sa.select(templates.c.slot, templates.c.block, own).where(
-            templates.c.gallery == gallery_id, templates.c.slot.in_(list(slots))
+        table = template_ciphertexts
+        of_template = sa.and_(
+            table.c.gallery == gallery_id,
+            table.c.key_version == _version(gallery_id),
+            table.c.slot == templates.c.slot,
         )
+        own = table.c.slot.is_not(None).label("own")
+        query = sa.select(templates.c.slot, templates.c.block, own).select_from(templates).outerjoin(table, of_template)
+        query = query.where(templates.c.gallery == gallery_id, templates.c.slot.in_(list(slots)))
         with self._engine.begin() as transaction:
             return {row.slot: None if row.own else row.block for row in transaction.execute(query)}
 
-    def evaluation_keys(self, gallery_id: str) -> dict[int, bytes]:
-        """Galois keys by element.
+    def evaluation_keys(self, gallery_id: str, key_version: str | None = None) -> dict[int, bytes]:
+        """Galois keys of a gallery's key version, or of another that it is moved to or from, by element.
 
         Raises:
             TemplateDamaged: one does not match its digest.
         """
         table = evaluation_keys
-        query = sa.select(table.c.galois_element, table.c.material, table.c.digest).where(table.c.gallery == gallery_id)
+        query = sa.select(table.c.galois_element, table.c.material, table.c.digest).where(
+            table.c.gallery == gallery_id, table.c.key_version == _version(gallery_id, key_version)
+        )
         with self._engine.begin() as transaction:
             rows = transaction.execute(query).all()
         return {row.galois_element: checked(row.material, sha256(row.material), row.digest) for row in rows}
 
-    def ciphertexts(self, gallery_id: str, slots: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    def ciphertexts(
+        self, gallery_id: str, slots: Iterable[int], key_version: str | None = None
+    ) -> Iterator[tuple[int, bytes]]:
         """Slot and ciphertext of those of the slots that have one of their own, each checked against its digest.
+
+        Args:
+            gallery_id: the gallery.
+            slots: which.
+            key_version: that the ciphertexts are to be under; the gallery's if none is named.
 
         Raises:
             TemplateDamaged: a ciphertext does not match its digest.
         """
         wanted = sorted(slots)
-        query = sa.select(templates.c.slot, templates.c.ciphertext, templates.c.digest)
+        table = template_ciphertexts
+        query = sa.select(table.c.slot, table.c.ciphertext, table.c.digest)
         for start in range(0, len(wanted), 256):
             part = wanted[start : start + 256]
             with self._engine.begin() as transaction:
                 where = (
-                    templates.c.gallery == gallery_id,
-                    templates.c.slot.in_(part),
-                    templates.c.ciphertext.is_not(None),
+                    table.c.gallery == gallery_id,
+                    table.c.key_version == _version(gallery_id, key_version),
+                    table.c.slot.in_(part),
                 )
                 rows = transaction.execute(query.where(*where)).all()
             for row in rows:
@@ -432,6 +482,20 @@ class Galleries:
         query = sa.select(templates.c.subject).where(templates.c.gallery == gallery_id, templates.c.subject > after)
         with self._engine.begin() as transaction:
             return list(transaction.execute(query.distinct().order_by(templates.c.subject).limit(limit)).scalars())
+
+
+def _version(gallery_id: str, key_version: str | None = None) -> sa.ColumnElement[str]:
+    """A key version, or the one that the gallery is under."""
+    if key_version is not None:
+        return sa.literal(key_version)
+    return sa.select(galleries.c.key_version).where(galleries.c.id == gallery_id).scalar_subquery()
+
+
+def _of_block(gallery_id: str, key_version: str | None = None) -> sa.ColumnElement[bool]:
+    """What joins a block with its ciphertext under a key version."""
+    data = block_ciphertexts.c
+    version = data.key_version == _version(gallery_id, key_version)
+    return sa.and_(data.gallery == blocks.c.gallery, data.number == blocks.c.number, version)
 
 
 def _not_found() -> GalleryNotFound:

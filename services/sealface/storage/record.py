@@ -2,6 +2,9 @@
 
 Slots and epochs of a gallery's name only ever rise, also when the gallery is erased and made anew, so that no old
 slot table or cached group can be taken for the new one's.
+
+Whatever is made under a key version lies in tables that are keyed by it. A gallery is under one version; while it is
+moved to another its ciphertexts gather under that as well, and then the gallery's row names that (docs/adr/0019).
 """
 
 from __future__ import annotations
@@ -12,15 +15,14 @@ metadata = sa.MetaData()
 
 Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # a slot needs 32 bits without a sign
 Id = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")  # in the order of their bytes
+KeyVersion = sa.String(128)
 
 galleries = sa.Table(
     "galleries",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("key_version", sa.String(128), nullable=False, unique=True),  # a key serves one gallery
+    sa.Column("key_version", KeyVersion, nullable=False, unique=True),  # a key serves one gallery
     sa.Column("custody", sa.String(16), nullable=False),
-    sa.Column("public_key", sa.LargeBinary, nullable=False),
-    sa.Column("public_key_digest", sa.LargeBinary(32), nullable=False),
     sa.Column("parameter_set", sa.String(64), nullable=False),
     sa.Column("dimension", sa.Integer, nullable=False),
     sa.Column("metric", sa.String(16), nullable=False),
@@ -44,8 +46,6 @@ templates = sa.Table(
     sa.Column("subject", Id, nullable=False),
     sa.Column("lead", Number, nullable=False),  # the subject's first slot
     sa.Column("block", Number, nullable=True),  # the sealed block it lies in; none in the open tail
-    sa.Column("ciphertext", sa.LargeBinary, nullable=True),  # its own; none where a whole block was imported
-    sa.Column("digest", sa.LargeBinary(32), nullable=True),
     sa.Column("epoch", Number, nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
     sa.Index("templates_by_subject", "gallery", "subject"),
@@ -62,15 +62,43 @@ blocks = sa.Table(
     sa.Column("slots", sa.LargeBinary, nullable=False),  # by position, 32 bits each, 0 for none
     sa.Column("imported", sa.Boolean, nullable=False),  # its templates have no ciphertexts of their own
     sa.Column("erased", sa.Integer, nullable=False),  # templates in it that are erased
+    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+versions = sa.Table(
+    "gallery_versions",
+    metadata,
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("key_version", KeyVersion, primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("public_key_digest", sa.LargeBinary(32), nullable=False),
+)
+
+template_ciphertexts = sa.Table(  # none where a whole block was imported
+    "template_ciphertexts",
+    metadata,
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("key_version", KeyVersion, primary_key=True),
+    sa.Column("slot", Number, primary_key=True),
     sa.Column("ciphertext", sa.LargeBinary, nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
-    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+)
+
+block_ciphertexts = sa.Table(
+    "block_ciphertexts",
+    metadata,
+    sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("key_version", KeyVersion, primary_key=True),
+    sa.Column("number", Number, primary_key=True),
+    sa.Column("ciphertext", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
 )
 
 evaluation_keys = sa.Table(
     "gallery_evaluation_keys",
     metadata,
     sa.Column("gallery", Id, sa.ForeignKey("galleries.id"), primary_key=True),
+    sa.Column("key_version", KeyVersion, primary_key=True),
     sa.Column("galois_element", sa.Integer, primary_key=True),
     sa.Column("material", sa.LargeBinary, nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),

@@ -14,6 +14,7 @@ def task_to_proto(task: Task) -> messages.ScoreRequest:
     return messages.ScoreRequest(
         gallery=task.gallery,
         first_epoch=task.first_epoch,
+        key_version=task.key_version,
         probes=task.probes,
         parts=[part_to_proto(part) for part in task.parts],
         whole=task.whole,
@@ -27,6 +28,7 @@ def task_from_proto(message: messages.ScoreRequest) -> Task:
     return Task(
         gallery=message.gallery,
         first_epoch=message.first_epoch,
+        key_version=message.key_version,
         probes=tuple(message.probes),
         parts=tuple(map(part_from_proto, message.parts)),
         whole=message.whole,

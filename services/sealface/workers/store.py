@@ -24,6 +24,9 @@ from sealface.storage.galleries import Gallery
 from sealface.workers.scan import Loaded
 from sealface.workers.task import BlockGone, Part, slots_digest
 
+_Name = tuple[str, int, str]
+"""Id of a gallery, the epoch it was made at, and the key version that its ciphertexts are under."""
+
 
 class ShardTooLarge(LimitExceeded):
     """What a worker is to hold of a gallery does not fit the memory that it may use."""
@@ -32,11 +35,15 @@ class ShardTooLarge(LimitExceeded):
 class Templates(Protocol):
     """Where encrypted templates come from, each checked against its digest."""
 
-    def block(self, gallery_id: str, number: int) -> tuple[NDArray[np.uint32], bytes] | None:
-        """Slots by position, and ciphertext, of a sealed block; None if it is not there any more."""
+    def block(
+        self, gallery_id: str, number: int, key_version: str | None = None
+    ) -> tuple[NDArray[np.uint32], bytes] | None:
+        """Slots by position, and ciphertext under a key version, of a sealed block; None if it is not there."""
 
-    def ciphertexts(self, gallery_id: str, slots: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Slot and ciphertext of those of the slots that have one of their own."""
+    def ciphertexts(
+        self, gallery_id: str, slots: Iterable[int], key_version: str | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """Slot and ciphertext, under a key version, of those of the slots that have one of their own."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Store:
     def __init__(self, templates: Templates, limit: int) -> None:
         self._templates = templates
         self._limit = limit
-        self._shards: OrderedDict[tuple[str, int], _Shard] = OrderedDict()
+        self._shards: OrderedDict[_Name, _Shard] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self, gallery: Gallery, evaluator: Evaluator, parts: Sequence[Part], whole: bool) -> list[Loaded]:
@@ -83,9 +90,9 @@ class Store:
             TemplateDamaged: one does not match its digest.
             ShardTooLarge: they do not fit; nothing was loaded.
         """
-        name = (gallery.id, gallery.first_epoch)
+        name = gallery.identity
         with self._lock:
-            for older in [other for other in self._shards if other[0] == gallery.id and other[1] < gallery.first_epoch]:
+            for older in [other for other in self._shards if other[0] == gallery.id and other != name]:
                 del self._shards[older]
             shard = self._shards.setdefault(name, _Shard())
             self._shards.move_to_end(name)
@@ -130,7 +137,7 @@ class Store:
         with self._lock:
             return sum(shard.nbytes for shard in self._shards.values())
 
-    def _make_room(self, name: tuple[str, int], shard: _Shard, needed: int, wanted: bool) -> None:
+    def _make_room(self, name: _Name, shard: _Shard, needed: int, wanted: bool) -> None:
         """Drop other galleries, those not asked for longest first, until this one fits; if it is wanted now."""
         with self._lock:
             others = {other: held.nbytes for other, held in self._shards.items() if other != name}
@@ -162,7 +169,7 @@ class _Loading:
         return self._group(part, before) if part.columns == 1 else self._sealed(part)
 
     def _sealed(self, part: Part) -> _Block:
-        found = self.templates.block(self.gallery.id, part.number)
+        found = self.templates.block(self.gallery.id, part.number, self.gallery.key_version)
         if found is None:
             raise BlockGone("a sealed block was replaced meanwhile: try again")
         slots, data = found
@@ -176,7 +183,7 @@ class _Loading:
         if ((held > 0) & (held != wanted)).any():  # sealed or erased meanwhile: take nothing over
             before, held = None, np.zeros_like(wanted)
         missing = {int(slot): place for place, slot in enumerate(wanted) if slot and not held[place]}
-        found = dict(self.templates.ciphertexts(self.gallery.id, missing))
+        found = dict(self.templates.ciphertexts(self.gallery.id, missing, self.gallery.key_version))
         if len(found) != len(missing):
             raise BlockGone("a template was erased meanwhile: try again")
         templates = {missing[slot]: data for slot, data in found.items()}

@@ -56,6 +56,7 @@ class Task:
     Attributes:
         gallery: id of the gallery.
         first_epoch: at which the gallery of that id was made.
+        key_version: that the probes are encrypted under, and the gallery was when it was looked at.
         probes: as clients sent them.
         parts: what is scored, or held.
         whole: whether these are all parts of the gallery that a worker is to hold.
@@ -65,6 +66,7 @@ class Task:
 
     gallery: str
     first_epoch: int
+    key_version: str
     probes: tuple[bytes, ...]
     parts: tuple[Part, ...]
     whole: bool = False

@@ -63,8 +63,8 @@ class Worker:
         except GalleryNotFound:
             self.store.forget(task.gallery)
             raise
-        if gallery.first_epoch != task.first_epoch:
-            raise BlockGone("the gallery was made anew meanwhile: try again")
+        if (gallery.first_epoch, gallery.key_version) != (task.first_epoch, task.key_version):
+            raise BlockGone("the gallery was made anew, or moved to another key version, meanwhile: try again")
         evaluator = self._evaluators.of(gallery)
         blocks = self.store.load(gallery, evaluator, task.parts, task.whole)
         if not task.probes or not blocks:
