@@ -6,10 +6,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from sealface.cipher.parameters import N4096
 from sealface.protocol import convert, sealing
+from sealface.protocol.audit import check
 from sealface.protocol.policy import Policy
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import gallery_pb2, operation_pb2
-from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
+from sealface_protos.keys.v1 import audit_pb2, caller_pb2, key_pb2, key_service_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as matching
 from tests.conftest import POLICY, both_schemes, person
 from tests.enrollment.conftest import (
@@ -35,6 +36,18 @@ CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_
 
 async def stream(call):
     return [part async for part in call]
+
+
+async def answer_audit(call, client):
+    """The methods for operators; something was decided under the key `door`."""
+    keys = client.keys
+    spent = await call("ListUsage", keys.ListUsage(audit_pb2.ListUsageRequest(parent="keys/door")))
+    assert [(one.caller, one.decisions) for one in spent.usage] == [("callers/operator", 1)]
+    head = await call("GetAuditHead", keys.GetAuditHead(audit_pb2.GetAuditHeadRequest()))
+    found = await call("ExportAudit", stream(client.audit.lines()))
+    assert check(found[: head.number]).last == head.digest
+    asked = audit_pb2.GetPseudonymRequest(gallery="galleries/door", slot=1)
+    assert len((await call("GetPseudonym", keys.GetPseudonym(asked))).pseudonym) == 32
 
 
 async def answer_versions(call, keys, public):
@@ -107,6 +120,7 @@ async def test_every_method_of_the_contract_answers(suite, client):
     asked = ask(suite.operator, b"probe")
     sealed = await call("Decide", keys.Decide(iter([k.DecideRequest(request=asked.signed)])))
     assert asked.read(sealed).outcome == 2
+    await answer_audit(call, client)
     layout = convert.layout_from_proto("ckks-n4096-v1", answered["CreateKey"].score_format)
     shape, version = layout.sealed_shapes[0], "keys/door/versions/1"
     door_public = b"".join(c.data for c in await stream(keys.GetMaterial(k.GetMaterialRequest(key_version=version))))

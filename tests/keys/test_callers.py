@@ -70,24 +70,29 @@ def callers(tmp_path):
     return Callers(open_sqlite(tmp_path / "keys.db", metadata))
 
 
+def take(callers, nonce, expires):
+    with callers.consume(nonce, expires):
+        pass
+
+
 def test_a_nonce_is_accepted_once_also_after_a_restart(callers, tmp_path):
     expires = time.time() + 60
-    callers.consume(bytes(32), expires)
+    take(callers, bytes(32), expires)
     for held in (callers, Callers(open_sqlite(tmp_path / "keys.db", metadata))):
         with pytest.raises(NonceUsed):
-            held.consume(bytes(32), expires)
-    callers.consume(bytes([1]) * 32, expires)
+            take(held, bytes(32), expires)
+    take(callers, bytes([1]) * 32, expires)
 
 
 def test_nonces_are_forgotten_only_after_they_would_be_refused_as_expired(callers, tmp_path, monkeypatch):
     now = time.time()
-    callers.consume(b"a" * 32, now + 10)
+    take(callers, b"a" * 32, now + 10)
     monkeypatch.setattr(time, "time", lambda: now + 11)
-    callers.consume(b"b" * 32, now + 600)
+    take(callers, b"b" * 32, now + 600)
     with pytest.raises(NonceUsed):
-        callers.consume(b"a" * 32, now + 10)
+        take(callers, b"a" * 32, now + 10)
     monkeypatch.setattr(time, "time", lambda: now + 300)
-    callers.consume(b"c" * 32, now + 600)
+    take(callers, b"c" * 32, now + 600)
     held = {row[0] for row in dump(tmp_path / "keys.db")["nonces"]}
     assert held == {b"b" * 32, b"c" * 32}
 
@@ -95,7 +100,7 @@ def test_nonces_are_forgotten_only_after_they_would_be_refused_as_expired(caller
 @pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33)])
 def test_a_nonce_of_another_size_is_refused(callers, nonce):
     with pytest.raises(NonceUsed):
-        callers.consume(nonce, time.time())
+        take(callers, nonce, time.time())
 
 
 def test_the_operator_of_the_start_replaces_the_one_before(callers):

@@ -11,7 +11,7 @@ from sealface.keys import operator
 from sealface.keys.callers import OPERATOR_WINDOW_S
 from sealface.protocol import convert
 from sealface.protocol.signing import Credential
-from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
+from sealface_protos.keys.v1 import audit_pb2, caller_pb2, key_pb2, key_service_pb2
 from tests.conftest import POLICY, dump, refused
 from tests.keys.conftest import create_key, new_key
 
@@ -37,6 +37,10 @@ REQUESTS = {
     "DestroyKeyVersion": key_service_pb2.DestroyKeyVersionRequest(name=FIRST),
     "RestoreKeyVersion": key_service_pb2.RestoreKeyVersionRequest(name=FIRST),
     "ExportKeyVersion": key_service_pb2.ExportKeyVersionRequest(name=FIRST, hpke_public_key=bytes(range(32))),
+    "ListUsage": audit_pb2.ListUsageRequest(parent="keys/door"),
+    "GetAuditHead": audit_pb2.GetAuditHeadRequest(),
+    "ExportAudit": audit_pb2.ExportAuditRequest(after=1),
+    "GetPseudonym": audit_pb2.GetPseudonymRequest(gallery="galleries/door", slot=1),
     "CreateKey": key_service_pb2.CreateKeyRequest(key_id="new", key=new_key()),
     "RegisterKey": key_service_pb2.RegisterKeyRequest(key_id="new", key=new_key(custody=2), public_key=b"x"),
     "UploadEvaluationKey": key_service_pb2.UploadEvaluationKeyRequest(key_version="keys/door/versions/1"),

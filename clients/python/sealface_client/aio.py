@@ -22,6 +22,7 @@ from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
 from sealface.protocol.zones import Zone
 from sealface.recognition import models
+from sealface_client.audit import Audit
 from sealface_client.channels import OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError, translated
@@ -79,6 +80,7 @@ class AsyncClient:
         self._credential = credential
         self._pins = pins or {}
         signer = OperatorSigner(credential) if credential else None
+        self.audit = Audit(self, signer)
         self._channels = [
             open_channel(endpoints.keys, Zone.KEYS, endpoints.ca, signer),
             open_channel(endpoints.enrollment, Zone.COMPUTE, endpoints.ca),

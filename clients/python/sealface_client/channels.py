@@ -57,19 +57,21 @@ class OperatorSigner(grpc.aio.UnaryUnaryClientInterceptor):
         """Add the signature to the call's metadata."""
         details = client_call_details
         method: str | bytes = details.method  # bytes at run time, whatever its annotation says
-        name = method if isinstance(method, str) else method.decode()
-        now, nonce = int(time.time()), os.urandom(32)
-        signature = self._credential.sign_operator_request(name, request.SerializeToString(), now, nonce)
-        metadata = grpc.aio.Metadata(
-            ("sealface-caller", self._credential.caller),
-            ("sealface-time", str(now)),
-            ("sealface-nonce-bin", nonce),
-            ("sealface-signature-bin", signature),
-        )
+        metadata = self.metadata(method if isinstance(method, str) else method.decode(), request.SerializeToString())
         signed = grpc.aio.ClientCallDetails(
             details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
         )
         return await continuation(signed, request)
+
+    def metadata(self, method: str, request: bytes) -> grpc.aio.Metadata:
+        """The signature of a call: of one that is not unary on both sides it has to be handed in with the call."""
+        now, nonce = int(time.time()), os.urandom(32)
+        return grpc.aio.Metadata(
+            ("sealface-caller", self._credential.caller),
+            ("sealface-time", str(now)),
+            ("sealface-nonce-bin", nonce),
+            ("sealface-signature-bin", self._credential.sign_operator_request(method, request, now, nonce)),
+        )
 
 
 class AuthorityMissing(InvalidInput):

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Scheme
 from sealface.errors import SealfaceError
+from sealface.protocol.audit import Entry
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
 from sealface_client.aio import AsyncClient
+from sealface_client.audit import Usage
 from sealface_client.endpoints import Endpoints
 from sealface_client.faces import Face
 from sealface_client.gallery import AsyncGallery
@@ -141,6 +143,14 @@ class Client:
     def update_policy(self, key_id: str, policy: Policy) -> Policy:
         """See `AsyncClient.update_policy`."""
         return self._loop.run(self._client.update_policy(key_id, policy))
+
+    def usage(self, key_id: str) -> Usage:
+        """See `Audit.usage`."""
+        return self._loop.run(self._client.audit.usage(key_id))
+
+    def alarms(self) -> list[Entry]:
+        """See `Audit.alarms`."""
+        return self._loop.run(self._client.audit.alarms())
 
 
 class Gallery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,11 @@ def policy(
     fpir: Annotated[float | None, typer.Option(help="New share of non-mated searches that name anybody.")] = None,
     max_candidates: Annotated[int | None, typer.Option(min=1, max=10, help="New largest k.")] = None,
     disclose: Annotated[float | None, typer.Option(help="New step of told distances; 0 tells none.")] = None,
+    decisions: Annotated[int | None, typer.Option(min=1, help="New budget: decisions a caller and hour.")] = None,
+    comparisons: Annotated[int | None, typer.Option(min=1, help="New budget: comparisons a caller and hour.")] = None,
+    of_version: Annotated[
+        int | None, typer.Option(min=1, help="New budget: decisions a caller and key version; then rotate.")
+    ] = None,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -65,17 +71,71 @@ def policy(
         "max_candidates": max_candidates,
         "disclosure_step": disclose,
     }
-    changes = {name: value for name, value in changes.items() if value is not None}
+    budget: dict[str, Any] = {
+        "decisions_per_hour": decisions,
+        "comparisons_per_hour": comparisons,
+        "decisions_per_version": of_version,
+    }
+    changes, budget = ({n: v for n, v in named.items() if v is not None} for named in (changes, budget))
     with Client.connect(state) as client:
         current = client.policy(key)
-        if changes:
-            current = client.update_policy(key, replace(current, **changes))
+        if changes or budget:
+            changed = replace(current, **changes, budget=replace(current.budget, **budget))
+            current = client.update_policy(key, changed)
     if as_json:
         print_json(asdict(current))
         return
     table = Table(show_header=False)
     for name, value in asdict(current).items():
         table.add_row(name, str(value))
+    console.print(table)
+
+
+@app.command()
+@reporting
+def usage(key: KeyId, state: State = None, as_json: Json = False) -> None:
+    """Show what callers have spent of a key, within the hour and of each key version."""
+    with Client.connect(state) as client:
+        found = client.usage(key)
+    rows = [
+        {
+            "caller": one.caller,
+            "key_version": one.key_version,
+            "decisions": one.decisions,
+            "comparisons": one.comparisons,
+            "decisions_of_version": one.decisions_of_version,
+            "comparisons_of_version": one.comparisons_of_version,
+        }
+        for one in found.spent
+    ]
+    if as_json:
+        print_json({"budget": asdict(found.budget), "usage": rows})
+        return
+    budget = found.budget
+    caption = (
+        f"budget of each: {budget.decisions_per_hour:,} decisions and {budget.comparisons_per_hour:,} comparisons an "
+        f"hour, {budget.decisions_per_version:,} decisions of a version"
+    )
+    table = Table("caller", "key version", "decisions", "comparisons", "of version", "", caption=caption)
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    console.print(table)
+
+
+@app.command()
+@reporting
+def alarms(state: State = None, as_json: Json = False) -> None:
+    """List alarms: callers that ask as no person at a door does, and versions in quarantine."""
+    with Client.connect(state) as client:
+        found = client.alarms()
+    if as_json:
+        print_json({"alarms": [{"time_us": e.time_us, "caller": e.resource, **e.detail} for e in found]})
+        return
+    table = Table("when", "caller", "alarm", "key version", "decisions")
+    for entry in found:
+        when = datetime.fromtimestamp(entry.time_us / 1e6, UTC).isoformat(timespec="seconds")
+        detail = [str(entry.detail[name]) for name in ("alarm", "key_version", "decisions")]
+        table.add_row(when, entry.resource, *detail)
     console.print(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sealface.cli import backup, bench, certify, doctor, evaluate, faces, gallery, key_zone, keys, record, serve
+from sealface.cli import audit, backup, bench, certify, doctor, evaluate, faces, gallery, key_zone, keys, record, serve
 
 app = typer.Typer(
     help="Face recognition that never sees a face.",
@@ -30,6 +30,7 @@ keys.app.command()(key_zone.recover)
 keys.app.command()(key_zone.recovery_key)
 keys.app.command()(key_zone.encryption_key)
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 app.command()(evaluate.evaluate)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from sealface.errors import AlreadyExists, Denied, InvalidInput, NotFound, Unauthenticated, WrongState
+from sealface.keys import audit
 from sealface.protocol import names, signing
 from sealface.storage import keys as tables
 from sealface.storage.database import reading
@@ -93,13 +96,16 @@ class Callers:
 
     def ensure_operator(self, caller_id: str, verifying_key: bytes) -> None:
         """Register the operator that the service was started with, in place of one of that id."""
+        values = {"verifying_key": verifying_key, "role": Role.OPERATOR.value}
         with self._engine.begin() as transaction:
+            query = sa.select(tables.callers.c.verifying_key, tables.callers.c.role)
+            found = transaction.execute(query.where(tables.callers.c.id == caller_id)).one_or_none()
+            if found is not None and found._mapping == values:
+                return
             transaction.execute(sa.delete(tables.callers).where(tables.callers.c.id == caller_id))
-            transaction.execute(
-                sa.insert(tables.callers).values(
-                    id=caller_id, verifying_key=verifying_key, role=Role.OPERATOR.value, created=datetime.now(UTC)
-                )
-            )
+            transaction.execute(sa.insert(tables.callers).values(id=caller_id, created=datetime.now(UTC), **values))
+            detail = {"verifying_key": verifying_key.hex()}
+            audit.note(transaction, "EnsureOperator", f"callers/{caller_id}", "ok", detail)
 
     def get(self, name: str) -> Caller:
         """The caller of a name.
@@ -144,10 +150,10 @@ class Callers:
     def authenticate_operator(
         self, name: str, method: str, request: bytes, time_s: int, nonce: bytes, signature: bytes
     ) -> Caller:
-        """The operator that signed a request; its nonce is consumed.
+        """The operator that signed a request; its nonce is yet to be consumed.
 
         Raises:
-            UnknownCaller, BadSignature, OperatorRequired, RequestExpired, NonceUsed: see there.
+            UnknownCaller, BadSignature, OperatorRequired, RequestExpired: see there.
         """
         caller = self._known(name)
         payload = signing.operator_payload(method, request, time_s, nonce)
@@ -156,11 +162,13 @@ class Callers:
             raise OperatorRequired("this method needs an operator's credential")
         if abs(time.time() - time_s) > OPERATOR_WINDOW_S:
             raise RequestExpired("the request's time is too far from the key service's: set the clock and retry")
-        self.consume(nonce, time_s + OPERATOR_WINDOW_S)
         return caller
 
-    def consume(self, nonce: bytes, expires: float) -> None:
-        """Accept a nonce once, durably; it is forgotten a while after it would be refused as expired.
+    @contextmanager
+    def consume(self, nonce: bytes, expires: float) -> Iterator[sa.Connection]:
+        """Accept a nonce once, durably, in one transaction with what is written in the block.
+
+        It is forgotten a while after it would be refused as expired.
 
         Args:
             nonce: 32 bytes.
@@ -171,13 +179,14 @@ class Callers:
         """
         if len(nonce) != NONCE_BYTES:
             raise NonceUsed(f"a nonce is {NONCE_BYTES} random bytes: draw one for each request")
-        try:
-            with self._engine.begin() as transaction:
-                expired = tables.nonces.c.expires < time.time() - OPERATOR_WINDOW_S
-                transaction.execute(sa.delete(tables.nonces).where(expired))
+        with self._engine.begin() as transaction:
+            expired = tables.nonces.c.expires < time.time() - OPERATOR_WINDOW_S
+            transaction.execute(sa.delete(tables.nonces).where(expired))
+            try:
                 transaction.execute(sa.insert(tables.nonces).values(nonce=nonce, expires=expires))
-        except IntegrityError:
-            raise NonceUsed("this request was used before: sign a new one") from None
+            except IntegrityError:
+                raise NonceUsed("this request was used before: sign a new one") from None
+            yield transaction
 
     def _known(self, name: str) -> Caller:
         try:

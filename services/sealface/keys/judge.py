@@ -6,21 +6,29 @@ depends on a secret, or on what was opened, is said inside the box.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 
 import numpy as np
 import sqlalchemy as sa
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from sealface.cipher.scheme import Opener
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, LimitExceeded
-from sealface.keys import wrapping
+from sealface.keys import audit, budgets, wrapping
+from sealface.keys.alarms import Kind, Watch
+from sealface.keys.audit import AuditLog
+from sealface.keys.budgets import Account
 from sealface.keys.callers import Callers, RequestExpired
+from sealface.keys.kept import kept_secret
 from sealface.keys.keyring import (
     Key,
     KeyClientHeld,
@@ -29,16 +37,22 @@ from sealface.keys.keyring import (
     KeyVersionInactive,
     KeyVersionQuarantined,
 )
+from sealface.keys.lifecycle import Lifecycle
 from sealface.protocol import decision, names
+from sealface.protocol.audit import Detail
 from sealface.protocol.decision import Decision
 from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
-from sealface.storage import keys as tables
 from sealface.storage.database import reading
 
 LARGEST_LIFETIME_S = 600
 LARGEST_CLAIM = 16
 LARGEST_SEARCH = 1 << 21
+MOST_STRIKES = 3
+ALARM = "Alarm"
+"""The act of an alarm in the audit log."""
+_ACT = "Decide"
 _IDENTITY = "decision signing key"
+_log = structlog.get_logger("sealface.judge")
 
 
 class InvalidDecisionRequest(InvalidInput):
@@ -63,6 +77,7 @@ class Refusal(Enum):
     NOT_GENUINE = auto()
     SLOTS = auto()
     MALFORMED = auto()
+    BUDGET = auto()
     QUARANTINE = auto()
 
 
@@ -101,24 +116,46 @@ class Verdict:
     outcome: Decision | Refusal
     policy_version: int
 
+    @property
+    def told(self) -> str:
+        """As the audit log has it."""
+        if isinstance(self.outcome, Refusal):
+            return f"refused: {self.outcome.name.lower()}"
+        return "match" if self.outcome.candidates else "no match"
+
 
 class Judge:
     """Decides.
 
     Args:
         keyring: keys and policies.
+        lifecycle: puts versions into quarantine.
         callers: who may ask.
+        log: the audit log.
         engine: the key zone's database, for the signing key.
         encryption: what that key is wrapped under.
+        most_strikes: requests with results that are not genuine, within an hour, that put a version into quarantine.
+            Not one: whoever signs a probe under a wrong key, or enrols a template that is none, makes such results.
     """
 
     def __init__(
-        self, keyring: Keyring, callers: Callers, engine: sa.Engine, encryption: wrapping.KeyEncryption
+        self,
+        keyring: Keyring,
+        lifecycle: Lifecycle,
+        callers: Callers,
+        log: AuditLog,
+        engine: sa.Engine,
+        encryption: wrapping.KeyEncryption,
+        most_strikes: int = MOST_STRIKES,
     ) -> None:
         self._keyring = keyring
+        self._lifecycle = lifecycle
         self._callers = callers
+        self._log = log
         self._engine = engine
         self._encryption = encryption
+        self._most_strikes = most_strikes
+        self._watch = Watch()
         self.signing_key: Ed25519PrivateKey
 
     def unseal(self) -> None:
@@ -127,10 +164,13 @@ class Judge:
         Raises:
             KeyEncryptionUnavailable, KeyEncryptionKeyMissing, SecretDamaged: see there.
         """
-        self.signing_key = _identity(self._engine, self._encryption)
+        secret = kept_secret(self._engine, self._encryption, _IDENTITY, partial(os.urandom, 32))
+        self.signing_key = Ed25519PrivateKey.from_private_bytes(secret)
 
     def admit(self, request: Request, signed: bytes, signature: bytes) -> Hearing:
-        """Check who asks, and that it is asked for the first time; the nonce is consumed.
+        """Check who asks, and that it is asked for the first time.
+
+        One transaction consumes the nonce, charges a decision, and writes into the audit log that it is to be decided.
 
         Args:
             request: the request.
@@ -140,24 +180,90 @@ class Judge:
         Raises:
             UnknownCaller, BadSignature, RequestExpired, NonceUsed: see there.
         """
-        self._callers.authenticate_decision(request.caller, signed, signature)
+        caller = self._callers.authenticate_decision(request.caller, signed, signature)
         now = time.time()
         if not now <= request.expires <= now + LARGEST_LIFETIME_S:
             raise RequestExpired("the request has expired or reaches too far ahead: sign a new one")
-        hearing = self._hearing(
-            request
-        )  # it can fail for want of the key-encryption key: the same request may come again
-        self._callers.consume(request.nonce, request.expires)
-        return hearing
-
-    def _hearing(self, request: Request) -> Hearing:
+        # all that can fail for want of the key-encryption key comes first: the same request may come again then
         key_id, number = names.key_version(request.key_version)
+        key, opener, refusal = None, None, None
         try:
-            return Hearing(request, self._keyring.get(key_id), self._keyring.opener(key_id, number))
+            key, opener = self._keyring.get(key_id), self._keyring.opener(key_id, number)
         except KeyVersionQuarantined:
-            return Hearing(request, None, None, Refusal.QUARANTINE)
+            key, refusal = None, Refusal.QUARANTINE
         except (KeyNotFound, KeyClientHeld, KeyVersionInactive):
-            return Hearing(request, None, None, Refusal.KEY_VERSION)
+            key, refusal = None, Refusal.KEY_VERSION
+        account = Account(caller.id, key_id, number)
+        detail = self._detail(request)
+        with self._callers.consume(request.nonce, request.expires) as transaction:
+            if key and not budgets.charge_decision(transaction, account, key.policy.budget):
+                refusal = Refusal.BUDGET
+            begun = audit.begin(transaction, request.caller, _ACT, request.key_version, signed, detail)
+        return Hearing(request, account, begun, key, opener, refusal)
+
+    def conclude(self, hearing: Hearing, links: NDArray[np.uint32]) -> Verdict:
+        """Decide under the key's policy.
+
+        Before anybody is told, one transaction charges the comparisons, counts results that are not genuine against the
+        key version, and writes into the audit log what was decided.
+
+        Args:
+            hearing: all that was heard.
+            links: (n, 2) slot and first slot of its subject, for subjects with several templates.
+        """
+        with hearing.ending:
+            verdict = self._conclude(hearing, hearing.verdict(links))
+            hearing.ended = True
+        return verdict
+
+    def _conclude(self, hearing: Hearing, verdict: Verdict) -> Verdict:
+        request, account, key = hearing.request, hearing.account, hearing.key
+        struck, spent = False, 0.0
+        with self._engine.begin() as transaction:
+            if key and verdict.outcome is not Refusal.BUDGET:
+                if not budgets.charge_comparisons(transaction, account, key.policy.budget, hearing.compared):
+                    verdict = replace(verdict, outcome=Refusal.BUDGET)
+                spent = budgets.share_of_version(transaction, account, key.policy.budget)
+            if verdict.outcome is Refusal.NOT_GENUINE:
+                struck = self._lifecycle.strike(transaction, account.key, account.version, self._most_strikes)
+            alarms = {Kind.QUARANTINE: self._most_strikes} if struck else {}
+            if key and not isinstance(verdict.outcome, Refusal):
+                matched = bool(verdict.outcome.candidates)
+                alarms |= self._watch.hear(account.caller, account.key, matched, hearing.reach, spent)
+            for kind, count in alarms.items():
+                detail = {"alarm": kind.value, "decisions": count, "key_version": request.key_version}
+                audit.note(transaction, ALARM, request.caller, kind.value, detail)
+            detail = {"policy_version": verdict.policy_version, "compared": hearing.compared}
+            audit.end(transaction, hearing.begun, request.caller, _ACT, request.key_version, verdict.told, detail)
+        if struck:
+            self._keyring.drop_opener(account.key, account.version)
+        for kind, count in alarms.items():
+            _log.warning("alarm", alarm=kind.value, caller=request.caller, key_version=request.key_version, count=count)
+        return verdict
+
+    def abandon(self, hearing: Hearing, why: str) -> None:
+        """Note that a request was admitted and not decided."""
+        request = hearing.request
+        with hearing.ending:  # whoever gave up may have done so while it was decided
+            if not hearing.ended:
+                with self._engine.begin() as transaction:
+                    audit.end(transaction, hearing.begun, request.caller, _ACT, request.key_version, why)
+                hearing.ended = True
+
+    def usage(self, key_id: str) -> list[budgets.Usage]:
+        """What callers have spent of a key."""
+        with reading(self._engine).begin() as connection:
+            return budgets.usage(connection, key_id)
+
+    def _detail(self, request: Request) -> dict[str, Detail]:
+        detail: dict[str, Detail] = {
+            "gallery": request.gallery,
+            "operation": request.operation.name.lower(),
+            "request_id": request.request_id,
+        }
+        if request.operation is Operation.VERIFY:
+            detail["claimed"] = [self._log.pseudonym(request.gallery, slot) for slot in request.claimed_slots]
+        return detail
 
 
 class Hearing:
@@ -165,18 +271,39 @@ class Hearing:
 
     Args:
         request: the request.
+        account: who pays.
+        begun: number of its entry in the audit log.
         key, opener: of its key version; None if that does not decide.
-        refusal: why it does not.
+        refusal: why nothing is decided. What arrives is opened all the same, where it can be.
+
+    Attributes:
+        compared: scores that were sent.
+        reach: the nearest distance over the threshold, when it is decided.
+        opening_s: what opening took, seconds.
+        ending: held while its end is written into the audit log.
+        ended: whether it is.
     """
 
     def __init__(
-        self, request: Request, key: Key | None, opener: Opener | None, refusal: Refusal | None = None
+        self,
+        request: Request,
+        account: Account,
+        begun: int,
+        key: Key | None,
+        opener: Opener | None,
+        refusal: Refusal | None = None,
     ) -> None:
         self.request = request
-        self._key = key
+        self.account = account
+        self.begun = begun
+        self.key = key
         self._opener = opener
         self._refusal = refusal
         self._heard = 0
+        self.compared = 0
+        self.reach = np.inf
+        self.ending = threading.Lock()
+        self.ended = False
         self.opening_s = 0.0
         self._slots: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
         self._distances: list[NDArray[np.float64]] = [np.empty(0)]
@@ -190,18 +317,19 @@ class Hearing:
             TooManyScores: more were sent than one request may hold.
         """
         # a result counts for the positions it names, and for a group's at least, so that empty ones cost as well
-        of_group = self._key.layout.group.capacity if self._key else 1
+        of_group = self.key.layout.group.capacity if self.key else 1
         if self.request.operation is Operation.VERIFY:
             most, self._heard = LARGEST_CLAIM, self._heard + len(results)
         else:
             most, self._heard = LARGEST_SEARCH, self._heard + sum(max(of_group, r.slots.size) for r in results)
         if self._heard > most:
             raise TooManyScores(f"a decision of this kind is made on at most {most:,} scores", limit=most)
-        if self._key is None or self._opener is None or not results:
+        self.compared += sum(int(np.count_nonzero(r.slots)) for r in results)
+        if self.key is None or self._opener is None or not results:
             return
         started = time.perf_counter()
         try:
-            slots, distances = open_results(self._opener, self._key.layout, results)
+            slots, distances = open_results(self._opener, self.key.layout, results)
         except MalformedCiphertext:
             self._refusal = self._refusal or Refusal.MALFORMED
         except ScoresNotGenuine:
@@ -214,34 +342,25 @@ class Hearing:
         self.opening_s += time.perf_counter() - started
 
     def verdict(self, links: NDArray[np.uint32]) -> Verdict:
-        """Decide under the key's policy.
+        """Decide under the key's policy; also where it is refused, so that this does not show in the time it takes.
 
         Args:
             links: (n, 2) slot and first slot of its subject, for subjects with several templates.
         """
-        version = self._key.policy.version if self._key else 0
-        if self._key is None or self._refusal:
-            return Verdict(self._refusal or Refusal.KEY_VERSION, version)
-        policy, request = self._key.policy, self.request
+        if self.key is None:
+            return Verdict(self._refusal or Refusal.KEY_VERSION, 0)
+        policy, request = self.key.policy, self.request
         slots, distances = np.concatenate(self._slots), np.concatenate(self._distances)
-        if not decision.each_once(slots):
-            return Verdict(Refusal.SLOTS, version)
+        outcome: Decision | Refusal
         if request.operation is Operation.IDENTIFY:
-            return Verdict(decision.identify(policy, slots, distances, links, request.max_candidates), version)
-        if not decision.exactly(slots, request.claimed_slots):
-            return Verdict(Refusal.SLOTS, version)
-        return Verdict(decision.verify(policy, slots, distances), version)
-
-
-def _identity(engine: sa.Engine, encryption: wrapping.KeyEncryption) -> Ed25519PrivateKey:
-    """The key that signs decisions: made at the first start, kept wrapped."""
-    stored = sa.select(tables.identity.c.wrapped_secret).where(tables.identity.c.name == _IDENTITY)
-    with reading(engine).begin() as transaction:
-        wrapped = transaction.execute(stored).scalar_one_or_none()
-    if wrapped is None:
-        key = Ed25519PrivateKey.generate()
-        wrapped = wrapping.wrap(encryption, key.private_bytes_raw(), _IDENTITY)
-        with engine.begin() as transaction:
-            transaction.execute(sa.insert(tables.identity).values(name=_IDENTITY, wrapped_secret=wrapped))
-        return key
-    return Ed25519PrivateKey.from_private_bytes(wrapping.unwrap(encryption, wrapped, _IDENTITY))
+            outcome = decision.identify(policy, slots, distances, links, request.max_candidates)
+            threshold = policy.search_threshold(distances.size)
+            whole = True
+        else:
+            outcome = decision.verify(policy, slots, distances)
+            threshold = policy.verification_threshold
+            whole = decision.exactly(slots, request.claimed_slots)
+        self.reach = float(distances.min(initial=np.inf)) / threshold if threshold > 0 else np.inf
+        if self._refusal or not (decision.each_once(slots) and whole):
+            outcome = self._refusal or Refusal.SLOTS
+        return Verdict(outcome, policy.version)

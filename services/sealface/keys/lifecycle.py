@@ -7,6 +7,7 @@ the secret is overwritten and gone from the database's log.
 from __future__ import annotations
 
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from sealface.errors import InvalidInput, WrongState
+from sealface.keys import audit
 from sealface.keys.keyring import Key, Keyring, State, Version, version_name
 from sealface.protocol import sealing
 from sealface.storage import keys as tables
@@ -21,6 +23,8 @@ from sealface.storage.database import forget
 
 LONGEST_UNDO = timedelta(days=120)
 UNDO = timedelta(days=1)
+STRIKES_COUNT_S = 3600.0
+"""For how long results that were not genuine count against a version, seconds."""
 _LOOK_S = 10.0
 _log = structlog.get_logger("sealface.lifecycle")
 
@@ -101,7 +105,28 @@ class Lifecycle:
     def quarantine(self, key_id: str, number: int) -> None:
         """Have a version open nothing until an operator enables it; one that is not enabled stays as it is."""
         with self._engine.begin() as transaction:
-            self._update(transaction, key_id, number, (State.ENABLED,), state=State.QUARANTINED)
+            self._quarantine(transaction, key_id, number)
+
+    def strike(self, transaction: sa.Connection, key_id: str, number: int, most: int) -> bool:
+        """Note that results that are not genuine were heard under a version; so many within an hour quarantine it.
+
+        Returns:
+            Whether this one did.
+        """
+        table, now = tables.strikes, time.time()
+        transaction.execute(sa.delete(table).where(table.c.time < now - STRIKES_COUNT_S))
+        transaction.execute(sa.insert(table).values(key=key_id, version=number, time=now))
+        mine = (table.c.key == key_id, table.c.version == number)
+        if transaction.execute(sa.select(sa.func.count()).where(*mine)).scalar_one() < most:
+            return False
+        transaction.execute(sa.delete(table).where(*mine))  # whoever enables it again begins anew
+        return self._quarantine(transaction, key_id, number)
+
+    def _quarantine(self, transaction: sa.Connection, key_id: str, number: int) -> bool:
+        changed = self._update(transaction, key_id, number, (State.ENABLED,), state=State.QUARANTINED)
+        if changed:
+            audit.note(transaction, "QuarantineKeyVersion", version_name(key_id, number), State.QUARANTINED)
+        return changed
 
     def schedule_destruction(self, key_id: str, number: int, undo: timedelta = UNDO) -> Version:
         """Have a version open nothing, and destroy it when it can no more be undone.
@@ -144,6 +169,7 @@ class Lifecycle:
                 transaction.execute(sa.delete(tables.evaluation_keys).where(*of_version))
                 values: dict[str, Any] = {"state": State.DESTROYED, "wrapped_secret": None}
                 self._update(transaction, key_id, number, (State.DESTROY_SCHEDULED,), **values)
+                audit.note(transaction, "DestroyKeyVersionSecret", version_name(key_id, number), State.DESTROYED)
         for key_id, number in rows:
             self._keyring.drop_opener(key_id, number)
         return len(rows)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sealface.keys.budgets import Usage
 from sealface.keys.callers import Caller, Role
 from sealface.keys.judge import InvalidDecisionRequest, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, State, Version, version_name
 from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2
+from sealface_protos.keys.v1 import audit_pb2, caller_pb2, decision_pb2, key_pb2, key_service_pb2
 
 CHUNK_BYTES = 1 << 20
 _LARGEST_REQUEST_BYTES = 4096
@@ -20,6 +21,7 @@ _REFUSALS = {
     Refusal.NOT_GENUINE: decision_pb2.REFUSAL_NOT_GENUINE,
     Refusal.SLOTS: decision_pb2.REFUSAL_SLOTS,
     Refusal.MALFORMED: decision_pb2.REFUSAL_MALFORMED,
+    Refusal.BUDGET: decision_pb2.REFUSAL_BUDGET,
     Refusal.QUARANTINE: decision_pb2.REFUSAL_QUARANTINE,
 }
 _CUSTODIES = {
@@ -135,6 +137,18 @@ def version_to_proto(version: Version) -> key_pb2.KeyVersion:
         create_time=convert.timestamp(version.created),
         destroy_time=None if version.destroyed is None else convert.timestamp(version.destroyed),
         exported=version.exported,
+    )
+
+
+def usage_to_proto(usage: Usage) -> audit_pb2.Usage:
+    """The message of what a caller has spent."""
+    return audit_pb2.Usage(
+        caller=f"callers/{usage.account.caller}",
+        key_version=version_name(usage.account.key, usage.account.version),
+        decisions=usage.decisions,
+        comparisons=usage.comparisons,
+        decisions_of_version=usage.decisions_of_version,
+        comparisons_of_version=usage.comparisons_of_version,
     )
 
 

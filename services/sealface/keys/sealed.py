@@ -39,6 +39,8 @@ _WITHOUT_SECRETS = frozenset(
         "CreateCaller",
         "ListCallers",
         "DeleteCaller",
+        "ListUsage",
+        "ExportAudit",
     )
 )
 _log = structlog.get_logger("sealface.seal")

@@ -10,8 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sealface.cipher.scheme import Scheme
+from sealface.keys.audit import AuditLog
 from sealface.keys.callers import Callers
-from sealface.keys.judge import Judge
+from sealface.keys.deadlines import Deadlines
+from sealface.keys.judge import MOST_STRIKES, Judge
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import Destroyer, Lifecycle
 from sealface.keys.occupancy import Occupancy
@@ -43,6 +45,7 @@ class KeyConfig:
         key_encryption: address of the key-encryption key, see `providers.open_provider`; default a file in `folder`.
         key_encryption_old: address of the one before, for what is not rewrapped yet.
         look_s: seconds between looks at the key-encryption key.
+        strikes: requests with results that are not genuine, within an hour, that put a key version into quarantine.
     """
 
     folder: Path
@@ -70,6 +73,8 @@ class KeyConfig:
             RecoveryRecipient.load(public) if public.exists() else None,
         )
 
+    strikes: int = MOST_STRIKES
+
 
 def build(config: KeyConfig, scheme: Scheme) -> Server:
     """The service, ready to start; sealed until it has its key-encryption key.
@@ -89,20 +94,26 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
             raise ValueError(f"{config.operator}: no Ed25519 public key")
         callers.ensure_operator(config.operator.stem, public.public_bytes_raw())
     keyring = Keyring(engine, scheme, encryption)
-    judge = Judge(keyring, callers, engine, encryption)
     lifecycle = Lifecycle(engine, keyring)
+    log = AuditLog(engine, encryption)
+    judge = Judge(keyring, lifecycle, callers, log, engine, encryption, config.strikes)
 
     def report(serving: bool, *names: str) -> None:
         server.report(serving, *names)
 
-    seal = Seal(judge.unseal, encryption.probe, report, config.look_s)
+    def unseal() -> None:
+        judge.unseal()
+        log.unseal()
+
+    seal = Seal(unseal, encryption.probe, report, config.look_s)
     server = Server(
         config.server,
         [SERVICE],
-        interceptors=[SealInterceptor(seal), OperatorInterceptor(callers)],
+        interceptors=[SealInterceptor(seal), OperatorInterceptor(callers, log)],
         background=[Occupancy(config.folder), seal, Destroyer(lifecycle, engine)],
         peers=_OF_COMPUTE,
     )
-    servicer = KeyServicer(keyring, lifecycle, callers, judge, partial(rewrap_all, engine, encryption))
+    rewrap = partial(rewrap_all, engine, encryption)
+    servicer = KeyServicer(keyring, lifecycle, callers, judge, log, Deadlines(), rewrap)
     key_service_pb2_grpc.add_KeyServiceServicer_to_server(servicer, server.grpc)
     return server

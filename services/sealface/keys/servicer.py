@@ -12,7 +12,9 @@ import numpy as np
 
 from sealface.errors import LimitExceeded
 from sealface.keys import messages
+from sealface.keys.audit import AuditLog, outcome_of
 from sealface.keys.callers import Callers
+from sealface.keys.deadlines import Deadlines
 from sealface.keys.judge import Hearing, Judge, Request, Verdict
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import UNDO, Lifecycle
@@ -21,7 +23,7 @@ from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert, names, sealing
 from sealface.protocol.scores import result_from_wire
 from sealface.runtime.timing import SERVER_TIMING, format_timing
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
+from sealface_protos.keys.v1 import audit_pb2, caller_pb2, decision_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _MOST_LINKS = 1 << 20
 _NO_NUMBER = 1 << 31
@@ -42,12 +44,16 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         lifecycle: Lifecycle,
         callers: Callers,
         judge: Judge,
+        log: AuditLog,
+        deadlines: Deadlines,
         rewrap: Callable[..., Rewrapped],
     ) -> None:
         self._keyring = keyring
         self._lifecycle = lifecycle
         self._callers = callers
         self._judge = judge
+        self._log = log
+        self._deadlines = deadlines
         self._rewrap = rewrap
 
     async def CreateKey(self, request: key_service_pb2.CreateKeyRequest, context: Context) -> key_pb2.Key:
@@ -231,6 +237,36 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         await asyncio.to_thread(self._callers.delete, request.name)
         return key_service_pb2.DeleteCallerResponse()
 
+    async def ListUsage(self, request: audit_pb2.ListUsageRequest, context: Context) -> audit_pb2.ListUsageResponse:
+        """See the contract."""
+        key_id = names.id_of(request.parent, "keys")
+        key = await asyncio.to_thread(self._keyring.get, key_id)
+        spent = await asyncio.to_thread(self._judge.usage, key_id)
+        return audit_pb2.ListUsageResponse(
+            usage=[messages.usage_to_proto(one) for one in spent], budget=convert.budget_to_proto(key.policy.budget)
+        )
+
+    async def GetAuditHead(self, request: audit_pb2.GetAuditHeadRequest, context: Context) -> audit_pb2.AuditHead:
+        """See the contract."""
+        head = (await asyncio.to_thread(self._log.head)).signed(self._judge.signing_key)
+        return audit_pb2.AuditHead(number=head.number, digest=head.digest, signature=head.signature)
+
+    async def ExportAudit(
+        self, request: audit_pb2.ExportAuditRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.ExportAuditResponse]:
+        """See the contract."""
+        pages = self._log.pages(request.after, request.act)
+        while page := await asyncio.to_thread(next, pages, None):
+            yield audit_pb2.ExportAuditResponse(lines=page)
+
+    async def GetPseudonym(
+        self, request: audit_pb2.GetPseudonymRequest, context: Context
+    ) -> audit_pb2.GetPseudonymResponse:
+        """See the contract."""
+        names.id_of(request.gallery, "galleries")
+        pseudonym = await asyncio.to_thread(self._log.pseudonym, request.gallery, request.slot)
+        return audit_pb2.GetPseudonymResponse(pseudonym=pseudonym)
+
     async def GetServiceIdentity(
         self, request: key_service_pb2.GetServiceIdentityRequest, context: Context
     ) -> key_service_pb2.GetServiceIdentityResponse:
@@ -246,23 +282,33 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         hearing: Hearing | None = None
         links: list[tuple[int, int]] = []
         share = 0.0
-        async for message in request_iterator:
+        try:
+            async for message in request_iterator:
+                if first is None or hearing is None:
+                    first, signed = message, message.request
+                    request = messages.request_from_proto(signed.decision_request)
+                    admit = self._judge.admit
+                    hearing = await asyncio.to_thread(admit, request, signed.decision_request, signed.signature)
+                links.extend((link.slot, link.lead) for link in message.links)
+                if len(links) > _MOST_LINKS:
+                    raise TooManyLinks(f"a decision takes at most {_MOST_LINKS:,} links", limit=_MOST_LINKS)
+                if message.results:
+                    results = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in message.results]
+                    await asyncio.to_thread(hearing.hear, results)
+                share = message.share_searched or share
             if first is None or hearing is None:
-                first, signed = message, message.request
-                request = messages.request_from_proto(signed.decision_request)
-                hearing = await asyncio.to_thread(self._judge.admit, request, signed.decision_request, signed.signature)
-            links.extend((link.slot, link.lead) for link in message.links)
-            if len(links) > _MOST_LINKS:
-                raise TooManyLinks(f"a decision takes at most {_MOST_LINKS:,} links", limit=_MOST_LINKS)
-            if message.results:
-                results = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in message.results]
-                await asyncio.to_thread(hearing.hear, results)
-            share = message.share_searched or share
-        if first is None or hearing is None:
-            raise convert.missing("request")
-        verdict = await asyncio.to_thread(hearing.verdict, np.array(links, np.uint32).reshape(-1, 2))
+                raise convert.missing("request")
+            arrived = self._deadlines.clock()
+            linked = np.array(links, np.uint32).reshape(-1, 2)
+            verdict = await asyncio.to_thread(self._judge.conclude, hearing, linked)
+        except BaseException as error:
+            if hearing is not None:
+                await asyncio.shield(asyncio.to_thread(self._judge.abandon, hearing, outcome_of(error)))
+            raise
+        answer = self._seal(hearing.request, verdict, first.layout_epoch, share)
         context.set_trailing_metadata(((SERVER_TIMING, format_timing({"open": hearing.opening_s * 1e3})),))
-        return self._seal(hearing.request, verdict, first.layout_epoch, share)
+        await self._deadlines.wait(arrived)
+        return answer
 
     async def RenewBlock(
         self, request_iterator: AsyncIterator[key_service_pb2.RenewBlockRequest], context: Context

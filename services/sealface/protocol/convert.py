@@ -94,13 +94,18 @@ def policy_from_proto(message: key_pb2.Policy) -> Policy:
         max_candidates=message.max_candidates,
         disclosure_step=message.disclosure_step if disclosed else 0.0,
         version=message.version,
-        budget=_budget(message.budget),
+        budget=budget_from_proto(message.budget),
     )
 
 
-def _budget(message: key_pb2.Budget) -> Budget:
+def budget_from_proto(message: key_pb2.Budget) -> Budget:
     """A budget; what is not set is as it is by default."""
     return Budget(**{field.name: value for field, value in message.ListFields()})
+
+
+def budget_to_proto(budget: Budget) -> key_pb2.Budget:
+    """A budget's message."""
+    return key_pb2.Budget(**vars(budget))
 
 
 def policy_to_proto(policy: Policy) -> key_pb2.Policy:
@@ -116,5 +121,5 @@ def policy_to_proto(policy: Policy) -> key_pb2.Policy:
         disclosure=(key_pb2.DISCLOSURE_ROUNDED_DISTANCE if policy.disclosure_step else key_pb2.DISCLOSURE_DECISION),
         disclosure_step=policy.disclosure_step,
         version=policy.version,
-        budget=key_pb2.Budget(**vars(policy.budget)),
+        budget=budget_to_proto(policy.budget),
     )

@@ -44,9 +44,11 @@ def verify(policy: Policy, slots: NDArray[np.uint32], distances: NDArray[np.floa
 
     Args:
         policy: the key's policy.
-        slots: (n,) the claimed slots, n at least 1.
+        slots: (n,) the claimed slots; without any it is no match.
         distances: (n,) their distances.
     """
+    if not slots.size:
+        return Decision()
     nearest = int(np.argmin(distances))
     told = _disclosed(float(distances[nearest]), policy)
     if distances[nearest] <= policy.verification_threshold:

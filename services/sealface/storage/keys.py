@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from sealface.storage.chain import chain_table
+
 metadata = sa.MetaData()
 
 keys = sa.Table(
@@ -72,3 +74,35 @@ identity = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("wrapped_secret", sa.LargeBinary, nullable=False),
 )
+
+spending = sa.Table(
+    "spending",
+    metadata,
+    sa.Column("caller", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("slice", sa.Integer, primary_key=True),  # of time, counted since 1970
+    sa.Column("decisions", sa.BigInteger, nullable=False),
+    sa.Column("comparisons", sa.BigInteger, nullable=False),
+)
+
+version_spending = sa.Table(
+    "version_spending",
+    metadata,
+    sa.Column("caller", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("decisions", sa.BigInteger, nullable=False),
+    sa.Column("comparisons", sa.BigInteger, nullable=False),
+)
+
+strikes = sa.Table(
+    "strikes",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("key", sa.String(64), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),  # seconds since 1970
+)
+
+audit = chain_table("audit", metadata)
