@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sealface.cipher.evaluator import block_memory
 from sealface.errors import InvalidInput, SealfaceError
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import AMPLE, Policy
 from sealface.recognition import models
 from sealface.runtime.timing import SERVER_TIMING, parse_timing
 from sealface_client import AsyncClient, AsyncGallery
@@ -260,7 +260,7 @@ async def measure(
     rng = np.random.default_rng(6)
     wanted = [int(number) for number in rng.integers(templates, size=probes + _WARM_UP * batch)]
     faces = [_probe(vectors[number], rng, mated=bool(i % 2)) for i, number in enumerate(wanted)]
-    policy = Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD)
+    policy = Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD, budget=AMPLE)
     async with AsyncClient.connect(state) as client:
         client.timeout_s = 600.0
         gallery = await client.create_gallery(
@@ -340,7 +340,7 @@ async def _largest_error(
 ) -> tuple[float, int]:
     """The largest score error in a gallery whose key is held here, of the same vectors or the first of them."""
     compared = min(len(vectors), MOST_FOR_ERROR)
-    policy = Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD)
+    policy = Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD, budget=AMPLE)
     gallery = await client.create_gallery(
         f"bench-{uuid.uuid4().hex[:12]}", model=model_of(vectors.shape[1]), policy=policy, client_held=True
     )

@@ -26,7 +26,7 @@ from sealface.cipher.layout import Layout
 from sealface.cipher.parameters import for_dimension
 from sealface.cipher.scheme import Ckks, Encryptor
 from sealface.errors import InvalidInput
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import AMPLE, Policy
 from sealface_client import AsyncClient, AsyncGallery
 from sealface_client.decisions import PendingDecision
 from sealface_client.errors import translated
@@ -318,7 +318,7 @@ async def compare(
     async with AsyncClient.connect(state) as client:
         gallery = await client.create_gallery(
             f"bench-{uuid.uuid4().hex[:12]}",
-            policy=Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD),
+            policy=Policy(verification_threshold=THRESHOLD, identification_threshold=THRESHOLD, budget=AMPLE),
         )
         try:
             services = _ServiceRounds(client, gallery, faces, samples)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -50,6 +51,38 @@ def test_error_is_the_centred_binomial_of_42_bits() -> None:
     kurtosis = (drawn**4).mean() / drawn.var() ** 2
     assert abs(kurtosis - (3 - 2 / 42)) < 6 * np.sqrt(96 / COUNT)
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 6 / np.sqrt(COUNT)
+
+
+def test_gaussian_is_normal() -> None:
+    drawn = Randomness().gaussian(4 * COUNT + 1)
+    assert drawn.shape == (4 * COUNT + 1,)
+    count = drawn.size
+    assert abs(drawn.mean()) < 6 / np.sqrt(count)
+    assert abs(drawn.var() - 1) < 6 * np.sqrt(2 / count)
+    assert abs((drawn**3).mean()) < 6 * np.sqrt(15 / count)
+    assert abs((drawn**4).mean() - 3) < 6 * np.sqrt(96 / count)
+    normal = NormalDist()
+    for limit in np.linspace(-3.5, 3.5, 15):  # the distribution function, the tails included
+        share = normal.cdf(limit)
+        assert abs((drawn <= limit).mean() - share) < 6 * np.sqrt(share * (1 - share) / count)
+    for apart in (1, 2, 1 << 13):  # nor do the two halves of a part have to do with each other
+        assert abs(np.corrcoef(drawn[:-apart], drawn[apart:])[0, 1]) < 6 / np.sqrt(count)
+        assert abs(np.corrcoef(drawn[:-apart] ** 2, drawn[apart:] ** 2)[0, 1]) < 6 / np.sqrt(count)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, (1 << 14) - 1, 1 << 14, (1 << 14) + 1])
+def test_gaussian_gives_as_many_as_were_asked_for(n: int) -> None:
+    drawn = Randomness().gaussian(n)
+    assert drawn.shape == (n,)
+    assert np.unique(drawn).size == n
+
+
+def test_gaussian_reaches_as_far_as_its_bits_and_is_never_infinite(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Randomness()
+    monkeypatch.setattr(draw, "_bytes", lambda count: np.zeros(count, np.uint8))
+    assert draw.gaussian(2).tolist() == pytest.approx([np.sqrt(2 * 53 * np.log(2)), 0])
+    monkeypatch.setattr(draw, "_bytes", lambda count: np.full(count, 255, np.uint8))
+    assert draw.gaussian(2).tolist() == [0, 0]
 
 
 def test_streams_never_repeat() -> None:

@@ -66,7 +66,7 @@ class Zone:
     def opened(self, name, tiles, number=0):
         """Slot -> distance of one probe of a search's results; every slot once."""
         results = [result for tile in tiles for result in tile[number]]
-        slots, distances = open_results(self.made[name][2], self.layout, results)
+        slots, distances = open_results(self.made[name][2], self.layout, results, dithered=False)
         assert len(set(slots.tolist())) == slots.size
         return dict(zip(slots.tolist(), distances.tolist(), strict=True))
 

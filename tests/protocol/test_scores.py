@@ -6,7 +6,7 @@ import pytest
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.cipher.wire import MalformedCiphertext
-from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results, result_from_wire
+from sealface.protocol.scores import DITHER, Result, ScoresMisplaced, ScoresNotGenuine, open_results, result_from_wire
 from tests.conftest import both_schemes, near, person
 
 ME = person(0)
@@ -38,8 +38,8 @@ class Scored:
         slots[len(distances) : len(distances) + len(claim)] = claim
         return Result(shape.columns, data, slots)
 
-    def open(self, *results):
-        slots, distances = open_results(self.opener, self.layout, results)
+    def open(self, *results, dithered=False):
+        slots, distances = open_results(self.opener, self.layout, results, dithered=dithered)
         assert (slots.dtype, distances.dtype, slots.shape) == (np.uint32, np.float64, distances.shape)
         return dict(zip(slots.tolist(), distances.tolist(), strict=True))
 
@@ -135,3 +135,28 @@ def test_how_much_is_opened_does_not_show_what_was_found(scored, scheme, first, 
     with pytest.raises(ScoresNotGenuine):
         scored.open(foreign, *others)
     assert sum(opened) == 3
+
+
+@both_schemes
+def test_dither_is_fresh_gaussian_noise_of_four_times_the_shapes(scored):
+    for shape in (scored.group, scored.small):
+        wanted = {slot: 0.2 + slot / 100 for slot in range(1, 21)}
+        results = [scored.result(shape, {slot: d}) for slot, d in wanted.items()]
+        exact = scored.open(*results)
+        drawn = [scored.open(*results, dithered=True) for _ in range(50)]
+        moved = np.array([[found[slot] - exact[slot] for slot in wanted] for found in drawn]) / (DITHER * shape.noise)
+        assert abs(moved.mean()) < 6 / np.sqrt(moved.size)
+        assert abs(moved.var() - 1) < 6 * np.sqrt(2 / moved.size)
+        assert len(np.unique(moved)) == moved.size  # of each score, and anew each time
+
+
+@both_schemes
+@pytest.mark.parametrize("metric", list(Metric))
+def test_dither_takes_no_score_out_of_range(scheme, metric):
+    """Two pictures that are one and the same match, whatever is drawn."""
+    scored = Scored(scheme, metric)
+    results = [scored.result(scored.group, {slot: 0.0}) for slot in range(1, 40)]
+    for _ in range(10):
+        found = np.array(list(scored.open(*results, dithered=True).values()))
+        assert (found >= 0).all()
+        assert found.max() < {Metric.COSINE: 1e-3, Metric.EUCLIDEAN: 0.15}.get(metric, 0.05)

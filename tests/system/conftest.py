@@ -13,12 +13,12 @@ import pytest
 from numpy.typing import NDArray
 
 from sealface.cli.processes import SERVICES, LocalServices, local_services
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import AMPLE, Policy
 from sealface_client import Client
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 DIMENSION = 128
-POLICY = Policy(verification_threshold=0.3, identification_threshold=0.3, max_candidates=3)
+POLICY = Policy(verification_threshold=0.3, identification_threshold=0.3, max_candidates=3, budget=AMPLE)
 
 Vector = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ import pytest
 from sealface.cipher.distance import Metric
 from sealface.cli import evaluate
 from sealface.cli.processes import LocalServices
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import AMPLE, Policy
 from sealface.recognition import models
 from sealface_client import AsyncClient
 from tests.system.conftest import DATA
@@ -25,7 +25,8 @@ LFW = DATA / "lfw"
 SUBSET = 2837 if os.environ.get("SEALFACE_SOAK") else 700  # all of them in the long form
 NEAREST = 100
 """Pairs nearest to the threshold that the subset holds: those a wrong score would turn."""
-LARGEST_ERROR = 2e-4
+LARGEST_ERROR = 6e-4
+"""Of what is compared with the threshold: 7.5 standard deviations of the dither, beside which the rest is small."""
 
 pytestmark = [pytest.mark.faces, pytest.mark.data]
 
@@ -42,7 +43,7 @@ def evaluated(services: LocalServices, *words: object) -> dict[str, Any]:
 def test_all_decisions_on_deepfaces_own_photographs(services: LocalServices) -> None:
     found = evaluated(services, "--pairs", DATA / "faces" / "pairs.csv", "--images", DATA / "faces")
     assert (found["pairs"], found["skipped"]) == (300, 0)
-    assert found["decisions_equal_to_plaintext"] == 300
+    assert found["decisions_equal_to_plaintext"] >= 300 - found["decisions_within_error"] >= 297
     assert 0 < found["max_abs_score_error"] < LARGEST_ERROR
     assert found["threshold"] == models.threshold("Dlib", "cosine")
     assert found["accuracy"] > 0.9
@@ -76,7 +77,7 @@ async def test_decisions_on_lfw_differ_within_the_error_alone(services: LocalSer
     limit = models.threshold("Dlib", "cosine")
     async with AsyncClient.connect(services.state) as client:
         galleries = [
-            await client.create_gallery(name, policy=Policy(limit, limit), client_held=name == "held")
+            await client.create_gallery(name, policy=Policy(limit, limit, budget=AMPLE), client_held=name == "held")
             for name in ("managed", "held")
         ]
         outcomes = await evaluate._compare(*galleries, pairs, embeddings, Metric.COSINE)
@@ -91,7 +92,7 @@ async def test_decisions_on_lfw_differ_within_the_error_alone(services: LocalSer
     assert all(outcome in near for outcome in differing)
     assert found["decisions_within_error"] == len(near)
     assert found["decisions_equal_to_plaintext"] == SUBSET - len(differing)
-    assert len(differing) <= len(near) <= 20
+    assert len(differing) <= len(near) <= 40
     assert found["tar"] > 0.5 > 0.1 > found["far"]
 
 
@@ -106,6 +107,6 @@ def test_the_other_metrics(services: LocalServices, tmp_path: Path, metric: str)
     )
     assert (found["pairs"], found["skipped"]) == (60, 0)
     assert found["threshold"] == models.threshold("Dlib", metric)
-    assert found["max_abs_score_error"] < 2e-3
+    assert found["max_abs_score_error"] < 5e-3
     assert found["decisions_equal_to_plaintext"] >= 60 - found["decisions_within_error"]
-    assert found["decisions_within_error"] <= 5
+    assert found["decisions_within_error"] <= 15

@@ -341,8 +341,13 @@ class AsyncGallery:
             yield failure
         outgoing.close()
 
-    async def distance(self, subject: str, face: Face) -> float:
+    async def distance(self, subject: str, face: Face, *, dithered: bool = False) -> float:
         """Exact distance to a subject's nearest template; for the holder of the key alone.
+
+        Args:
+            subject: whose.
+            face: a path, a picture's bytes, or an embedding.
+            dithered: with the noise that is added before distances are compared, fresh for each call.
 
         Raises:
             SubjectNotFound: the gallery has no such subject.
@@ -361,7 +366,7 @@ class AsyncGallery:
             request = matching.VerifyRequest(gallery=self.info.name, probe=self._probe(probe), claimed_slots=claimed)
             with translated("matching"):
                 response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
-            return float(self._local_judge().distances(response.scores.results)[1].min())
+            return float(self._local_judge().distances(response.scores.results, dithered=dithered)[1].min())
 
         return await self._under_its_key(attempt)
 

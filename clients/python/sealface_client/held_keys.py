@@ -84,15 +84,21 @@ class LocalJudge:
         self._layout = layout
         self._policy = policy
 
-    def distances(self, results: Sequence[decision_pb2.ScoreResult]) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
-        """Slots and their distances, (n,) each.
+    def distances(
+        self, results: Sequence[decision_pb2.ScoreResult], *, dithered: bool = False
+    ) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
+        """Slots and their distances, (n,) each; exact ones are for nobody but the holder of the key.
+
+        Args:
+            results: as they came.
+            dithered: as decisions are made on, see `open_results`.
 
         Raises:
             DecisionNotGenuine: the results were made with another key, or are not what they claim.
         """
         try:
             received = [result_from_wire(item.columns, item.ciphertext, item.slots) for item in results]
-            slots, found = open_results(self.opener, self._layout, received)
+            slots, found = open_results(self.opener, self._layout, received, dithered=dithered)
         except (ScoresNotGenuine, ScoresMisplaced) as error:
             raise DecisionNotGenuine(error.message) from None
         if not decision.each_once(slots):
@@ -105,7 +111,7 @@ class LocalJudge:
         Raises:
             DecisionNotGenuine: the results are not of the claimed slots.
         """
-        slots, found = self.distances(results)
+        slots, found = self.distances(results, dithered=True)
         if not decision.exactly(slots, claimed):
             raise DecisionNotGenuine("the scores are not of the claimed subject: ask again")
         return decision.verify(self._policy, slots, found)
@@ -114,5 +120,5 @@ class LocalJudge:
         self, results: Sequence[decision_pb2.ScoreResult], links: Sequence[tuple[int, int]], most: int
     ) -> Decision:
         """See `protocol.decision.identify`."""
-        slots, found = self.distances(results)
+        slots, found = self.distances(results, dithered=True)
         return decision.identify(self._policy, slots, found, np.array(links, np.uint32).reshape(-1, 2), most)

@@ -227,15 +227,21 @@ class Layout:
             plaintexts.append(self._plaintext(norms, self.parameters.product_scale))
         return plaintexts
 
-    def distances(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def distances(self, scores: NDArray[np.float64], dither: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Distances for opened scores, elementwise; infinite where no pair of embeddings has such a score.
 
         Whoever encrypts can make a vector longer than its embedding, and so nearer to everything. That is not seen
         as long as its scores stay in range; beyond it (8 standard deviations of noise) they count as no match.
+
+        Args:
+            scores: any shape.
+            dither: as many, added to scores that are in range; it moves none out of it.
         """
         least, most = (-1.0, 1.0) if self.metric.normalised else (0.0, 4.0)
         margin = 8 * self.noise
         possible = (scores >= least - margin) & (scores <= most + margin)
+        if dither is not None:
+            scores = np.clip(scores + dither, least, most)
         return np.where(possible, distances(scores, self.metric, self.largest_norm), np.inf)
 
     @cached_property

@@ -22,7 +22,7 @@ from sealface.cipher.distance import Metric
 from sealface.cli.output import Exit, Json, State, console, fail, print_json, progress, reporting
 from sealface.cli.processes import services_at
 from sealface.errors import InvalidInput, SealfaceError
-from sealface.protocol.policy import Policy
+from sealface.protocol.policy import AMPLE, Policy
 from sealface.recognition import FaceRule, Pipeline, models
 from sealface_client import AsyncClient, AsyncGallery
 from sealface_client.faces import Faces
@@ -135,7 +135,8 @@ async def _compare(
 
     async def compare(pair: Pair) -> Outcome:
         decided = await managed.verify(subjects[pair.x], embeddings[pair.y])
-        score = await held.distance(subjects[pair.x], embeddings[pair.y])
+        # as decisions are made on them; another draw than the decision's own
+        score = await held.distance(subjects[pair.x], embeddings[pair.y], dithered=True)
         plaintext = models.distance(metric.value, embeddings[pair.x], embeddings[pair.y])
         return Outcome(plaintext, score, decided.match, decided.ms)
 
@@ -174,7 +175,7 @@ async def run(
     usable = [pair for pair in pairs if pair.x in embeddings and pair.y in embeddings]
     if not usable:
         raise PairsUnreadable("no pair has both faces: nothing to evaluate")
-    policy = Policy(verification_threshold=threshold, identification_threshold=threshold)
+    policy = Policy(verification_threshold=threshold, identification_threshold=threshold, budget=AMPLE)
     suffix = uuid.uuid4().hex[:12]
     async with AsyncClient.connect(state) as client:
         galleries = []
@@ -210,7 +211,8 @@ def evaluate(
 ) -> None:
     """Compare encrypted decisions and scores with plaintext ones, pair by pair.
 
-    Decisions come through a managed gallery, scores through a client-held one; both are made for it and erased.
+    The score error is that of what is compared with the threshold, dither included. Decisions come through a managed
+    gallery, scores through a client-held one; both are made for it and erased.
     """
     if (images is None) == (embeddings is None):
         fail("name either --images or --embeddings", Exit.USAGE)

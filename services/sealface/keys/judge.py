@@ -329,7 +329,7 @@ class Hearing:
             return
         started = time.perf_counter()
         try:
-            slots, distances = open_results(self._opener, self.key.layout, results)
+            slots, distances = open_results(self._opener, self.key.layout, results, dithered=True)
         except MalformedCiphertext:
             self._refusal = self._refusal or Refusal.MALFORMED
         except ScoresNotGenuine:

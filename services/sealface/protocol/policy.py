@@ -38,6 +38,10 @@ class Budget:
             raise InvalidPolicy("a budget must be positive")
 
 
+AMPLE = Budget(decisions_per_hour=10**9, comparisons_per_hour=10**15, decisions_per_version=10**9)
+"""For measurements on galleries of their own: no bound at all."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """Thresholds, largest k, disclosure. Distances are in the unit of the key's metric.

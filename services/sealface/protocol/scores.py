@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout, UnknownShape
+from sealface.cipher.randomness import Randomness
 from sealface.cipher.scheme import Opener
 from sealface.errors import SealfaceError
 
@@ -55,10 +56,22 @@ def result_from_wire(columns: int, ciphertext: bytes, slots: bytes) -> Result:
     return Result(columns, ciphertext, words)
 
 
+DITHER = 4.0
+"""Standard deviation of what is added to a score before it is compared, over that of the noise it comes with."""
+
+
 def open_results(
-    opener: Opener, layout: Layout, results: Sequence[Result]
+    opener: Opener, layout: Layout, results: Sequence[Result], *, dithered: bool
 ) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
     """Slots that were scored, and their distances: (n,) each.
+
+    Args:
+        opener: of the key version.
+        layout: of the gallery.
+        results: as they came.
+        dithered: whether fresh Gaussian noise is added to each score, as it is wherever somebody else sees what is
+            decided: the noise of the ciphertexts, and what was slipped into them below what the check positions show,
+            then move a decision by chance only (threat model, rule 4).
 
     Raises:
         MalformedCiphertext: a result is no polynomials of the parameter set.
@@ -80,7 +93,9 @@ def open_results(
         named = np.stack([result.slots for result in same])
         scored = named > 0
         slots.append(named[scored])
-        distances.append(layout.distances(opened.scores[scored]))
+        scores = opened.scores[scored]
+        dither = DITHER * shape.noise * Randomness().gaussian(scores.size) if dithered else None
+        distances.append(layout.distances(scores, dither))
     if not genuine:  # said when all are opened: which ones are not must not show in the time it takes
         raise ScoresNotGenuine("the scores are not genuine: encrypt under the gallery's key and ask again")
     return np.concatenate(slots), np.concatenate(distances)
