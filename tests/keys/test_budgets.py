@@ -14,7 +14,7 @@ from sealface.protocol.policy import Budget
 from sealface.protocol.signing import Credential
 from sealface.storage.schema import KEYS
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2
-from tests.conftest import POLICY, both_schemes, person, refused
+from tests.conftest import POLICY, both_schemes, near, person, refused
 from tests.keys.conftest import BOX_BYTES, ask, create_key, keyed, new_key
 
 ME = person(0)
@@ -56,7 +56,7 @@ def clock(monkeypatch):
 
 def decide(engine, account=ALICE, **budget):
     with engine.begin() as transaction:
-        return budgets.charge_decision(transaction, account, Budget(**budget))
+        return budgets.charge_decisions(transaction, account, Budget(**budget))
 
 
 def compare(engine, count, account=ALICE, **budget):
@@ -171,6 +171,16 @@ async def test_comparisons_beyond_the_budget_are_refused_before_anything_is_told
     assert not is_spent(await door.decide(ask(alice, door.probe, claimed_slots=[1]), door.results({1: ME})))
     spent = (await client.audit.usage("door")).spent
     assert [(one.decisions, one.comparisons) for one in spent] == [(4, 81)]
+
+
+async def test_a_search_counts_for_each_subject_that_it_names(client, scheme, alice):
+    door = await door_with(client, scheme, decisions_per_hour=7)
+    results = door.results({slot: near(ME, 0.01 * slot) for slot in range(1, 4)})
+    answers = [await door.decide(ask(alice, door.probe), results) for _ in range(3)]
+    assert [is_spent(answer) for answer in answers] == [False, False, True]
+    spent = (await client.audit.usage("door")).spent
+    assert spent[0].decisions == 7  # of the third the first, and nothing was told
+    assert len(answers[0].candidates) == 3
 
 
 async def test_of_many_at_once_no_more_than_the_budget_are_decided(client, scheme, alice):

@@ -52,12 +52,12 @@ class Usage:
     comparisons_of_version: int
 
 
-def charge_decision(transaction: sa.Connection, account: Account, budget: Budget) -> bool:
-    """Charge a decision; False if the budget is spent, and nothing is charged."""
-    by_hour = _of_key(transaction, account).decisions + 1 <= budget.decisions_per_hour
-    if not by_hour or _of_version(transaction, account) + 1 > budget.decisions_per_version:
+def charge_decisions(transaction: sa.Connection, account: Account, budget: Budget, count: int = 1) -> bool:
+    """Charge decisions; False if there are more than the budget has left, and nothing is charged."""
+    by_hour = _of_key(transaction, account).decisions + count <= budget.decisions_per_hour
+    if not by_hour or _of_version(transaction, account) + count > budget.decisions_per_version:
         return False
-    _add(transaction, account, decisions=1)
+    _add(transaction, account, decisions=count)
     return True
 
 

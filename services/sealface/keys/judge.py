@@ -196,7 +196,7 @@ class Judge:
         account = Account(caller.id, key_id, number)
         detail = self._detail(request)
         with self._callers.consume(request.nonce, request.expires) as transaction:
-            if key and not budgets.charge_decision(transaction, account, key.policy.budget):
+            if key and not budgets.charge_decisions(transaction, account, key.policy.budget):
                 refusal = Refusal.BUDGET
             begun = audit.begin(transaction, request.caller, _ACT, request.key_version, signed, detail)
         return Hearing(request, account, begun, key, opener, refusal)
@@ -221,7 +221,12 @@ class Judge:
         struck, spent = False, 0.0
         with self._engine.begin() as transaction:
             if key and verdict.outcome is not Refusal.BUDGET:
-                if not budgets.charge_comparisons(transaction, account, key.policy.budget, hearing.compared):
+                # a search that names ten tells ten times as much as one that names one: each name counts
+                further = len(verdict.outcome.candidates) - 1 if isinstance(verdict.outcome, Decision) else 0
+                paid = budgets.charge_comparisons(transaction, account, key.policy.budget, hearing.compared)
+                if further > 0:
+                    paid = budgets.charge_decisions(transaction, account, key.policy.budget, further) and paid
+                if not paid:
                     verdict = replace(verdict, outcome=Refusal.BUDGET)
                 spent = budgets.share_of_version(transaction, account, key.policy.budget)
             if verdict.outcome is Refusal.NOT_GENUINE:

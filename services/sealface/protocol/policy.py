@@ -23,10 +23,11 @@ class Budget:
     """How much a caller may ask of a key.
 
     Attributes:
-        decisions_per_hour: decisions in an hour.
+        decisions_per_hour: decisions in an hour; a search counts for each subject it names, for one at least.
         comparisons_per_hour: templates that its probes are compared with in an hour.
         decisions_per_version: decisions of one key version. N = 4,096 ternary coefficients are 6,492 bits, and a
-            decision tells one at most: beyond some ten thousand a caller that colludes with compute may hold the key.
+            verification tells one at most: beyond some ten thousand a caller that colludes with compute may hold the
+            key (tests/keys/test_attacks.py).
     """
 
     decisions_per_hour: int = 3_600
