@@ -110,7 +110,7 @@ async def test_every_method_of_the_contract_answers(suite, client):
     assert updated.policy.max_candidates == 4
     await answer_versions(call, keys, client.scheme.generate(N4096).public)
     rewrapped = await call("RewrapKeys", keys.RewrapKeys(k.RewrapKeysRequest()))
-    assert (rewrapped.current, rewrapped.rewrapped) == (4, 0)
+    assert (rewrapped.current, rewrapped.rewrapped) == (5, 0)
     request = k.GetMaterialRequest(key_version="keys/safe/versions/1")
     assert b"".join(c.data for c in await call("GetMaterial", stream(keys.GetMaterial(request)))) == made.public
     await call("CreateCaller", keys.CreateCaller(k.CreateCallerRequest(caller_id="bob", caller=CALLER)))

@@ -24,7 +24,8 @@ from sealface.keys.callers import Callers, Role
 from sealface.keys.judge import Judge, Refusal
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import Lifecycle
-from sealface.keys.wrapping import FileKey
+from sealface.keys.providers import FileKey
+from sealface.keys.wrapping import KeyEncryption
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import AMPLE, Budget, Policy
@@ -97,14 +98,15 @@ def opened(tmp_path: Path) -> Any:
 
     def make(budget: Budget = AMPLE) -> Door:
         FileKey.create(tmp_path / "key")
-        provider = FileKey(tmp_path / "key")
+        encryption = KeyEncryption(FileKey(tmp_path / "key"))
         made, callers = sides(), Callers(engine)
-        keyring = Keyring(engine, _Known(made), provider)
+        keyring = Keyring(engine, _Known(made), encryption)
         keyring.create("door", made.layout, replace(POLICY, budget=budget))
         alice = Credential.generate("callers/alice")
         callers.create("alice", alice.verifying_key, Role.VERIFIER)
-        lifecycle, log = Lifecycle(engine, keyring), AuditLog(engine, provider)
-        return Door(Judge(keyring, lifecycle, callers, log, engine, provider), made, alice, keyring)
+        lifecycle, log = Lifecycle(engine, keyring), AuditLog(engine, encryption)
+        log.unseal()
+        return Door(Judge(keyring, lifecycle, callers, log, engine, encryption), made, alice, keyring)
 
     yield make
     engine.dispose()

@@ -38,8 +38,8 @@ async def test_a_backup_of_a_running_service_brings_everything_back(suite, clien
     made = back_up(database(suite), file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert (made.keys, made.versions) == (1, 2)
-    assert made.secrets == {FileKey(suite.keys / "key-encryption.key").id: 3}
-    assert made.recovery_keys == {"": 3}
+    assert made.secrets == {FileKey(suite.keys / "key-encryption.key").id: 4}
+    assert made.recovery_keys == {"": 4}
     assert verify(file) == made
     assert {path.name for path in file.parent.iterdir()} == {"keys", "keys.backup"}  # nothing is left over
     await rotate(client, 2)
@@ -107,7 +107,12 @@ async def test_what_was_destroyed_since_stays_destroyed(suite, client, door_key,
     await suite.stop("keys")
     assert restore(file, suite.keys, replace=True).destroyed == 2
     await suite.start("keys")
-    assert set(blobs(suite)) == {"decision signing key", "keys/door/versions/2", "keys/door/versions/3"}
+    assert set(blobs(suite)) == {
+        "audit pseudonym key",
+        "decision signing key",
+        "keys/door/versions/2",
+        "keys/door/versions/3",
+    }
     assert await client.keys.GetKeyVersion(k.GetKeyVersionRequest(name="keys/door/versions/2")) == scheduled
     version = await client.keys.GetKeyVersion(k.GetKeyVersionRequest(name="keys/door/versions/1"))
     assert (version.state, version.HasField("destroy_time")) == (5, True)

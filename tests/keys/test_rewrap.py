@@ -53,7 +53,7 @@ async def test_every_secret_moves_and_nothing_else_changes(suite, client, door_k
     results = door_key.results({5: person(0)})
     old = FileKey(suite.keys / "key-encryption.key").id
     before = blobs(suite)
-    assert len(before) == 3 and {Envelope.parse(blob).key for blob in before.values()} == {old}
+    assert len(before) == 4 and {Envelope.parse(blob).key for blob in before.values()} == {old}
 
     await suite.stop("keys")
     suite.key_encryption = {"key_encryption": new_key, "key_encryption_old": f"file:{suite.keys}/key-encryption.key"}
@@ -61,16 +61,16 @@ async def test_every_secret_moves_and_nothing_else_changes(suite, client, door_k
     await rotate(client, 2)  # both open, and what is new is under the new one
     assert (await door_key.decide(ask(alice, door_key.probe), results)).candidates[0].slot == 5
     counted = await client.rewrap_keys(only_count=True)
-    assert (counted.current, counted.rewrapped, counted.unrecoverable, list(counted.failed)) == (1, 3, 4, [])
+    assert (counted.current, counted.rewrapped, counted.unrecoverable, list(counted.failed)) == (1, 4, 5, [])
     assert before.items() <= blobs(suite).items()
     done = await client.rewrap_keys()
     new = FileKey(suite.folder / "new.key").id
-    assert (done.key_encryption_key, done.current, done.rewrapped, list(done.failed)) == (new, 1, 3, [])
+    assert (done.key_encryption_key, done.current, done.rewrapped, list(done.failed)) == (new, 1, 4, [])
     after = blobs(suite)
     assert {Envelope.parse(blob).key for blob in after.values()} == {new}
     assert all(Envelope.parse(after[name]).body == Envelope.parse(blob).body for name, blob in before.items())
     again = await client.rewrap_keys()
-    assert (again.current, again.rewrapped) == (4, 0)
+    assert (again.current, again.rewrapped) == (5, 0)
     assert blobs(suite) == after
 
     await suite.stop("keys")
@@ -126,7 +126,7 @@ async def test_it_stops_half_way_and_is_begun_again(suite, client, door_key, new
         assert wrapping.unwrap(config.encryption(), blob, name)
     monkeypatch.undo()
     done = await client.rewrap_keys()
-    assert (done.current, done.rewrapped) == (2, 3)
+    assert (done.current, done.rewrapped) == (2, 4)
     engine.dispose()
 
 
@@ -147,7 +147,7 @@ async def test_a_secret_that_is_destroyed_meanwhile_stays_destroyed(suite, clien
 
     monkeypatch.setattr(wrapping, "rewrap", destroyed_first)
     await client.rewrap_keys()
-    assert set(blobs(suite)) == {"decision signing key", "keys/door/versions/2"}
+    assert set(blobs(suite)) == {"audit pseudonym key", "decision signing key", "keys/door/versions/2"}
 
 
 async def test_what_does_not_open_is_named_and_the_rest_moves(suite, client, door_key, new_key):
@@ -160,7 +160,7 @@ async def test_what_does_not_open_is_named_and_the_rest_moves(suite, client, doo
     suite.key_encryption = {"key_encryption": new_key, "key_encryption_old": f"file:{suite.keys}/key-encryption.key"}
     await suite.start("keys")
     done = await client.rewrap_keys()
-    assert (done.rewrapped, list(done.failed)) == (2, ["keys/door/versions/1"])
+    assert (done.rewrapped, list(done.failed)) == (3, ["keys/door/versions/1"])
 
 
 async def test_a_recovery_key_comes_later_and_goes(suite, client, door_key):
@@ -171,11 +171,11 @@ async def test_a_recovery_key_comes_later_and_goes(suite, client, door_key):
     await suite.start("keys")
     await rotate(client, 1)
     done = await client.rewrap_keys()
-    assert (done.current, done.rewrapped, done.unrecoverable) == (1, 2, 2)
+    assert (done.current, done.rewrapped, done.unrecoverable) == (1, 3, 3)
     assert {Envelope.parse(blob).recovery_key for blob in blobs(suite).values()} == {recovery.id}
     assert (await client.rewrap_keys()).unrecoverable == 0
     await suite.stop("keys")
     (suite.keys / PUBLIC_FILE).unlink()
     await suite.start("keys")
-    assert (await client.rewrap_keys()).rewrapped == 3
+    assert (await client.rewrap_keys()).rewrapped == 4
     assert {Envelope.parse(blob).recovery for blob in blobs(suite).values()} == {b""}

@@ -10,7 +10,7 @@ from sealface.keys.providers import FileKey
 from sealface.keys.sealed import _WITHOUT_SECRETS, KEY_ENCRYPTION
 from sealface.keys.server import SERVICE
 from sealface.runtime.server import LIVENESS
-from sealface_protos.keys.v1 import caller_pb2, decision_pb2, key_service_pb2
+from sealface_protos.keys.v1 import audit_pb2, caller_pb2, decision_pb2, key_service_pb2
 from tests.conftest import both_schemes, person, refused
 from tests.keys.conftest import ask, create_key, material, new_key
 
@@ -43,6 +43,10 @@ def needing_a_secret(client):
             k.ExportKeyVersionRequest(name=DOOR, hpke_public_key=bytes(32))
         ),
         "RewrapKeys": lambda: client.keys.RewrapKeys(k.RewrapKeysRequest()),
+        "GetAuditHead": lambda: client.keys.GetAuditHead(audit_pb2.GetAuditHeadRequest()),
+        "GetPseudonym": lambda: client.keys.GetPseudonym(
+            audit_pb2.GetPseudonymRequest(gallery="galleries/door", slot=1)
+        ),
         "GetServiceIdentity": lambda: client.keys.GetServiceIdentity(k.GetServiceIdentityRequest()),
         "Decide": lambda: client.keys.Decide(iter([k.DecideRequest()])),
         "RenewBlock": lambda: first(client.keys.RenewBlock(iter([header]))),
