@@ -107,12 +107,8 @@ async def test_what_was_destroyed_since_stays_destroyed(suite, client, door_key,
     await suite.stop("keys")
     assert restore(file, suite.keys, replace=True).destroyed == 2
     await suite.start("keys")
-    assert set(blobs(suite)) == {
-        "audit pseudonym key",
-        "decision signing key",
-        "keys/door/versions/2",
-        "keys/door/versions/3",
-    }
+    own = {"audit pseudonym key", "decision signing key"}
+    assert set(blobs(suite)) == own | {"keys/door/versions/2", "keys/door/versions/3"}
     assert await client.keys.GetKeyVersion(k.GetKeyVersionRequest(name="keys/door/versions/2")) == scheduled
     version = await client.keys.GetKeyVersion(k.GetKeyVersionRequest(name="keys/door/versions/1"))
     assert (version.state, version.HasField("destroy_time")) == (5, True)

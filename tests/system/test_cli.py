@@ -152,6 +152,48 @@ def test_client_held_and_other_metrics_by_command(sealface: Command, services: L
     assert secret.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_audit_log_by_command(sealface: Command, services: LocalServices, tmp_path: Path) -> None:
+    sealface.json("gallery", "create", "watched", *THRESHOLDS)
+    with Client.connect(services.state) as client:
+        gallery, face = client.gallery("watched"), People(7).somebody()
+        gallery.enroll("ada", face)
+        assert gallery.verify("ada", face).match
+    spent = sealface.json("keys", "usage", "watched")["usage"]
+    assert [(one["caller"], one["decisions"], one["comparisons"]) for one in spent] == [("callers/operator", 1, 1)]
+    assert isinstance(sealface.json("keys", "alarms")["alarms"], list)
+
+    head = sealface.json("audit", "head")
+    (tmp_path / "head.json").write_text(json.dumps(head))
+    for kept in (tmp_path / "head.json", head["digest"]):
+        assert sealface.json("audit", "verify", "--head", kept)["intact"]
+    lines = tmp_path / "log.jsonl"
+    count = sealface.json("audit", "export", "--out", lines)["entries"]
+    entries = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert count == len(entries) > head["number"]
+    decided = [
+        entry for entry in entries if entry["resource"] == "keys/watched/versions/1" and entry["act"] == "Decide"
+    ]
+    assert [entry["outcome"] for entry in decided] == ["begun", "match"]
+    slot = sealface.json("audit", "pseudonym", "watched", 1)["pseudonym"]
+    assert decided[0]["detail"]["claimed"] == [slot]
+    out, _ = sealface.ran("audit", "export", "--act", "Decide", code=DONE)
+    assert {json.loads(line)["act"] for line in out.splitlines()} == {"Decide"}
+
+    offline = sealface.json(
+        "audit", "verify", "--database", services.state / "keys" / "keys.db", "--head", head["digest"]
+    )
+    assert offline["entries"] >= count
+    assert sealface.json("audit", "verify", "--file", lines, "--head", tmp_path / "head.json")["entries"] == count
+    whole = lines.read_bytes()
+    lines.write_bytes(whole.replace(b'"outcome":"match"', b'"outcome":"no match"', 1))
+    assert not sealface.json("audit", "verify", "--file", lines, code=NO)["intact"]
+    lines.write_bytes(b"".join(whole.splitlines(keepends=True)[: head["number"] - 1]))
+    assert sealface.json("audit", "verify", "--file", lines)["intact"]  # which is why heads are kept elsewhere
+    assert not sealface.json("audit", "verify", "--file", lines, "--head", head["digest"], code=NO)["intact"]
+    assert "neither a file" in sealface.error("audit", "verify", "--head", "nonsense", code=USAGE)
+    assert "--out" in sealface.error("audit", "export", "--json", code=USAGE)
+
+
 def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:
     sealface.json("gallery", "create", "keyed", *THRESHOLDS)
     (key,) = (key for key in sealface.json("keys", "list")["keys"] if key["key"] == "keyed")
@@ -161,6 +203,12 @@ def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:
     assert (policy["verification_threshold"], policy["version"]) == (0.07, 1)
     changed = sealface.json("keys", "policy", "keyed", "--threshold", 0.09, "--max-candidates", 2)
     assert (changed["verification_threshold"], changed["max_candidates"], changed["version"]) == (0.09, 2, 2)
+    asked = ("--decisions", 50, "--comparisons", 60_000, "--of-version", 70)
+    budget = sealface.json("keys", "policy", "keyed", *asked)["budget"]
+    assert budget == {"decisions_per_hour": 50, "comparisons_per_hour": 60_000, "decisions_per_version": 70}
+    kept = sealface.json("keys", "policy", "keyed", "--threshold", 0.08)["budget"]
+    assert kept == budget
+    assert sealface.json("keys", "usage", "keyed") == {"budget": budget, "usage": []}
     made = sealface.json("keys", "caller", "guard", tmp_path)
     assert made == {"caller": "callers/guard", "file": str(tmp_path / "guard.pem")}
     assert (tmp_path / "guard.pem").stat().st_mode & 0o777 == 0o600

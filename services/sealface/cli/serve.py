@@ -128,6 +128,14 @@ def serve(
             envvar="SEALFACE_KEY_ENCRYPTION_OLD", help="The one before, until `sealface keys rewrap` is done."
         ),
     ] = "",
+    strikes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            envvar="SEALFACE_STRIKES",
+            help="Requests an hour with results that are not genuine that put a key version into quarantine.",
+        ),
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
@@ -140,6 +148,7 @@ def serve(
     if service is None:
         os.environ.update(shared.environment())
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
+        os.environ.update(SEALFACE_STRIKES=str(strikes))
         _serve_all(state, insecure)
     else:
         if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
@@ -149,8 +158,8 @@ def serve(
         tls = None if insecure else _certificate(service, state, (tls_cert, tls_key, tls_ca))
         os.environ.update({"SEALFACE_INSECURE": "1"} if insecure else {})  # for workers
         config = ServerConfig(listen, tls=tls, internal=listen_internal if service is Service.KEYS else None)
-        encryption = (key_encryption, key_encryption_old)
-        _serve_one(service, state, config, keys, database, cache, shared, max_megapixels, with_parent, encryption)
+        of_keys = (key_encryption, key_encryption_old, strikes)
+        _serve_one(service, state, config, keys, database, cache, shared, max_megapixels, with_parent, of_keys)
 
 
 def _certificate(service: Service, state: Path, named: tuple[Path | None, Path | None, Path | None]) -> Tls:
@@ -217,7 +226,7 @@ def _serve_one(
     shared: Workers,
     max_megapixels: float,
     with_parent: bool,
-    encryption: tuple[str, str],
+    of_keys: tuple[str, str, int],
 ) -> None:
     zone = state / ZONES[service]
     zone.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -244,7 +253,7 @@ def _serve_one(
     if service is Service.KEYS:
         from sealface.keys.providers import open_provider
 
-        readable += [path for address in encryption if address for path in _beside(open_provider(address).reads, zone)]
+        readable += [path for address in of_keys[:2] if address for path in _beside(open_provider(address).reads, zone)]
     if cache is not None:
         readable += map(Path, cache.address.files)
     if config.tls is not None:  # folders, because a file that is replaced is another one to the kernel; not the state's
@@ -270,7 +279,9 @@ def _serve_one(
             from sealface.keys.server import build as build_keys
 
             operator = zone / f"{OPERATOR}.pub"
-            server = build_keys(KeyConfig(zone, config, operator if operator.exists() else None, *encryption), scheme)
+            known = operator if operator.exists() else None
+            encryption, before, strikes = of_keys
+            server = build_keys(KeyConfig(zone, config, known, encryption, before, strikes=strikes), scheme)
         elif service is Service.ENROLLMENT:
             from sealface.enrollment.server import EnrollmentConfig
             from sealface.enrollment.server import build as build_enrollment

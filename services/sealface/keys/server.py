@@ -54,6 +54,7 @@ class KeyConfig:
     key_encryption: str = ""
     key_encryption_old: str = ""
     look_s: float = LOOK_S
+    strikes: int = MOST_STRIKES
 
     @property
     def database(self) -> Path:
@@ -72,8 +73,6 @@ class KeyConfig:
             [open_provider(self.key_encryption_old)] if self.key_encryption_old else [],
             RecoveryRecipient.load(public) if public.exists() else None,
         )
-
-    strikes: int = MOST_STRIKES
 
 
 def build(config: KeyConfig, scheme: Scheme) -> Server:
