@@ -95,7 +95,7 @@ async def test_a_service_moves_from_a_file_to_it_and_on_to_a_new_version(suite, 
     file = f"file:{suite.keys / 'key-encryption.key'}"
     suite.key_encryption = {"key_encryption": bao.address, "key_encryption_old": file}
     await suite.start("keys")
-    assert (await client.rewrap_keys()).rewrapped == 2
+    assert (await client.rewrap_keys()).rewrapped == 3
     await suite.stop("keys")
     (suite.keys / "key-encryption.key").unlink()
     suite.key_encryption = {"key_encryption": bao.address}
@@ -106,8 +106,8 @@ async def test_a_service_moves_from_a_file_to_it_and_on_to_a_new_version(suite, 
     await asyncio.to_thread(bao.admin().secrets.transit.rotate_key, "sealface")
     await rotate(client, 1)
     counted = await client.rewrap_keys(only_count=True)
-    assert (counted.key_encryption_key_version, counted.current, counted.rewrapped) == (before + 1, 1, 2)
-    assert (await client.rewrap_keys()).rewrapped == 2
+    assert (counted.key_encryption_key_version, counted.current, counted.rewrapped) == (before + 1, 1, 3)
+    assert (await client.rewrap_keys()).rewrapped == 3
     stored = {name: Envelope.parse(blob) for name, blob in blobs(suite).items()}
     assert all(envelope.wrapped.startswith(b"vault:v%d:" % (before + 1)) for envelope in stored.values())
     assert bodies.items() <= {name: envelope.body for name, envelope in stored.items()}.items()
@@ -147,7 +147,7 @@ async def test_a_confined_process_reaches_it(suite, bao, tmp_path):
     files.mkdir()
     (files / "token").write_text(bao.token)
     (files / "ca.crt").write_bytes(bao.authority.read_bytes())
-    services = LocalServices(tmp_path / "state")
+    services = LocalServices(tmp_path / "state", insecure=True)
     services.environment = {"VAULT_TOKEN_FILE": str(files / "token"), "VAULT_CACERT": str(files / "ca.crt")}
     services.environment |= {"SEALFACE_KEY_ENCRYPTION": bao.address, "VAULT_TOKEN": ""}
     _prepare(services.state)
