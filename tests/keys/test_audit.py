@@ -44,7 +44,11 @@ async def test_a_decision_is_there_before_and_after(suite, door_key, alice):
     assert before.detail["gallery"] == "galleries/door"
     assert (before.detail["operation"], before.detail["request_id"]) == ("verify", asked.request.request_id)
     assert (after.begun, after.outcome, after.actor) == (before.number, "match", alice.caller)
-    assert after.detail == {"policy_version": 1, "compared": 1}
+    assert before.detail["probe"] == asked.request.probe_digest.hex()
+    results = after.detail["results"]
+    assert isinstance(results, str)
+    assert after.detail == {"policy_version": 1, "compared": 1, "results": results}
+    assert len(bytes.fromhex(results)) == 32
     check([entry.line() for entry in entries(suite)])
 
 
@@ -88,6 +92,8 @@ async def test_no_slot_score_or_subject_is_in_it(suite, client, door_key, alice)
         "claimed",
         "policy_version",
         "compared",
+        "probe",
+        "results",
     }
     # whoever may ask finds the entries of a slot
     pseudonym = await client.audit.pseudonym("door", claimed)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from secrets import SystemRandom
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.table import Table
 
-from sealface.cli.output import Exit, Json, State, console, fail, print_json, reporting
-from sealface.cli.record import NoRecord
+from sealface.cli.output import Exit, Json, State, console, fail, print_json, progress_bar, reporting
+from sealface.cli.processes import ZONES
+from sealface.cli.record import Database, NoRecord, StateFolder, opened
 from sealface.errors import InvalidInput
 from sealface.protocol.audit import AuditLogBroken, Chain, Head, check
 from sealface.storage import chain, keys
@@ -130,6 +135,48 @@ def pseudonym(
         print_json({"gallery": gallery, "slot": slot, "pseudonym": found})
     else:
         console.print(found)
+
+
+@app.command()
+@reporting
+def recompute(
+    log: Annotated[Path, typer.Argument(help="Lines of `audit export`, from the key zone.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the decisions, drawn at random.")] = 0.05,
+    database: Database = "",
+    state: StateFolder = Path(".state"),
+    as_json: Json = False,
+) -> None:
+    """Compute a random share of decided searches again, bit for bit, without any key (`serve --repeatable`).
+
+    Run it in the compute zone, on its record. Exit code 0: all are right, 1: one was not computed from the record and
+    the probe that its caller signed, or has no transcript. What was replaced or erased since cannot be said.
+    """
+    from sealface.cipher.scheme import Ckks
+    from sealface.matching.reexecution import Finding, Reexecution, decisions
+    from sealface.matching.transcripts import FILE, Transcripts
+    from sealface.storage.galleries import Galleries
+
+    _check_file(log, None)
+    with log.open("rb") as file:
+        made = list(decisions(line.rstrip(b"\n") for line in file))
+    draw = SystemRandom()
+    chosen = [one for one in made if draw.random() < share]
+    path = state / ZONES["matching"] / FILE
+    if not path.exists():
+        raise NoRecord(f"{path}: no transcripts: run the matching service with --repeatable")
+    auditor = Reexecution(Galleries(opened(database, state)), Ckks(), Transcripts(path), os.cpu_count() or 1)
+    with progress_bar() as bar:
+        found = Counter(auditor.check(one) for one in bar.track(chosen, description="computing again"))
+    counts = {finding.value: found[finding] for finding in Finding}
+    if as_json:
+        print_json({"decisions": len(made), "drawn": len(chosen), **counts})
+    else:
+        table = Table("searches", "computed again", title=f"{len(chosen)} of {len(made)} decisions")
+        for name, count in counts.items():
+            table.add_row(name, str(count))
+        console.print(table)
+    if found[Finding.DIFFERENT] or found[Finding.MISSING]:
+        raise typer.Exit(Exit.NO)
 
 
 def _head(named: str) -> Head:

@@ -136,6 +136,13 @@ def serve(
             help="Requests an hour with results that are not genuine that put a key version into quarantine.",
         ),
     ] = 3,
+    repeatable: Annotated[
+        bool,
+        typer.Option(
+            envvar="SEALFACE_REPEATABLE",
+            help="Keep, for a day, what an auditor needs to compute searches again (`sealface audit recompute`).",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
@@ -144,7 +151,12 @@ def serve(
     shared = Workers(pool, workers, threads, int(memory_gib * (1 << 30)), replicas, ray_address)
     cache = _cache(redis, redis_gib)
     # for the services and for workers: what may hold a password is in no command line of ours
-    os.environ.update(SEALFACE_DATABASE=database, SEALFACE_REDIS=redis, SEALFACE_REDIS_MEMORY=str(redis_gib))
+    os.environ.update(
+        SEALFACE_REPEATABLE=str(int(repeatable)),
+        SEALFACE_DATABASE=database,
+        SEALFACE_REDIS=redis,
+        SEALFACE_REDIS_MEMORY=str(redis_gib),
+    )
     if service is None:
         os.environ.update(shared.environment())
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
@@ -292,7 +304,10 @@ def _serve_one(
             from sealface.matching.server import build as build_matching
 
             home = shared.home(state, zone, database, cache, config.tls)
-            matching = MatchingConfig(zone, config, keys, home, shared.replicas, database=database)
+            repeatable = os.environ.get("SEALFACE_REPEATABLE") == "1"
+            matching = MatchingConfig(
+                zone, config, keys, home, shared.replicas, database=database, repeatable=repeatable
+            )
             server = build_matching(matching, scheme)
         elif service is Service.WORKER:
             from sealface.workers.server import WorkerConfig

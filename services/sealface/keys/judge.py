@@ -39,9 +39,16 @@ from sealface.keys.keyring import (
 )
 from sealface.keys.lifecycle import Lifecycle
 from sealface.protocol import decision, names
-from sealface.protocol.audit import Detail
+from sealface.protocol.audit import DECIDE, Detail
 from sealface.protocol.decision import Decision
-from sealface.protocol.scores import Result, ScoresMisplaced, ScoresNotGenuine, open_results
+from sealface.protocol.scores import (
+    Result,
+    ScoresMisplaced,
+    ScoresNotGenuine,
+    open_results,
+    result_digest,
+    results_digest,
+)
 from sealface.storage.database import reading
 
 LARGEST_LIFETIME_S = 600
@@ -50,7 +57,7 @@ LARGEST_SEARCH = 1 << 21
 MOST_STRIKES = 3
 ALARM = "Alarm"
 """The act of an alarm in the audit log."""
-_ACT = "Decide"
+_ACT = DECIDE
 _IDENTITY = "decision signing key"
 _log = structlog.get_logger("sealface.judge")
 
@@ -238,7 +245,11 @@ class Judge:
             for kind, count in alarms.items():
                 detail = {"alarm": kind.value, "decisions": count, "key_version": request.key_version}
                 audit.note(transaction, ALARM, request.caller, kind.value, detail)
-            detail = {"policy_version": verdict.policy_version, "compared": hearing.compared}
+            detail = {
+                "policy_version": verdict.policy_version,
+                "compared": hearing.compared,
+                "results": results_digest(hearing.digests).hex(),  # what an auditor computes again (docs/adr/0022)
+            }
             audit.end(transaction, hearing.begun, request.caller, _ACT, request.key_version, verdict.told, detail)
         if struck:
             self._keyring.drop_opener(account.key, account.version)
@@ -265,6 +276,7 @@ class Judge:
             "gallery": request.gallery,
             "operation": request.operation.name.lower(),
             "request_id": request.request_id,
+            "probe": request.probe_digest.hex(),
         }
         if request.operation is Operation.VERIFY:
             detail["claimed"] = [self._log.pseudonym(request.gallery, slot) for slot in request.claimed_slots]
@@ -283,6 +295,7 @@ class Hearing:
 
     Attributes:
         compared: scores that were sent.
+        digests: of all results.
         reach: the nearest distance over the threshold, when it is decided.
         opening_s: what opening took, seconds.
         ending: held while its end is written into the audit log.
@@ -306,6 +319,7 @@ class Hearing:
         self._refusal = refusal
         self._heard = 0
         self.compared = 0
+        self.digests: list[bytes] = []
         self.reach = np.inf
         self.ending = threading.Lock()
         self.ended = False
@@ -330,6 +344,7 @@ class Hearing:
         if self._heard > most:
             raise TooManyScores(f"a decision of this kind is made on at most {most:,} scores", limit=most)
         self.compared += sum(int(np.count_nonzero(r.slots)) for r in results)
+        self.digests.extend(map(result_digest, results))
         if self.key is None or self._opener is None or not results:
             return
         started = time.perf_counter()

@@ -85,8 +85,11 @@ class Search:
         self._gathering.cancel()
 
     def of(self, number: int) -> Task | None:
-        """What the results of one probe are computed from, if they can be computed again."""
-        return replace(self._task, probes=self._task.probes[number : number + 1]) if self._task.seed else None
+        """What the results of one probe are computed from, but for what is given up; None if it cannot be repeated."""
+        if not self._task.seed:
+            return None
+        parts = tuple(part for place, part in enumerate(self._task.parts) if place not in self._gathering.given_up)
+        return replace(self._task, probes=self._task.probes[number : number + 1], parts=parts)
 
     @property
     def share(self) -> float:

@@ -8,6 +8,7 @@ into can encrypt a score of its own; it cannot name blocks, a probe and a seed f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +17,7 @@ import numpy as np
 from sealface.cipher.scheme import Scheme
 from sealface.errors import NotFound, SealfaceError
 from sealface.matching.transcripts import Transcripts
+from sealface.protocol.audit import BEGUN, DECIDE, Entry
 from sealface.protocol.scores import Result, result_digest, results_digest
 from sealface.storage.galleries import Galleries
 from sealface.workers.task import BlockGone, Part, Task
@@ -37,6 +39,26 @@ class Decided:
     request_id: str
     probe_digest: bytes
     results: bytes
+
+
+def decisions(lines: Iterable[bytes]) -> Iterator[Decided]:
+    """The decisions that an exported audit log has.
+
+    Raises:
+        AuditLogBroken: a line is no entry.
+    """
+    begun: dict[int, Entry] = {}
+    for entry in map(Entry.parse, lines):
+        if entry.act == DECIDE and entry.outcome == BEGUN:
+            begun[entry.number] = entry
+        elif entry.act == DECIDE and entry.begun in begun and "results" in entry.detail:
+            asked = begun.pop(entry.begun).detail
+            yield Decided(
+                str(asked["gallery"]).removeprefix("galleries/"),
+                str(asked["request_id"]),
+                bytes.fromhex(str(asked["probe"])),
+                bytes.fromhex(str(entry.detail["results"])),
+            )
 
 
 class Finding(StrEnum):

@@ -176,14 +176,21 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
         results: AsyncIterator[list[Result]],
         context: Context,
     ) -> tuple[decision_pb2.SealedDecision, str]:
+        await self._keep(request, search, place)
+        remaining = context.time_remaining()
+        timeout_s = _DECIDE_DEADLINE_S if remaining is None else min(_DECIDE_DEADLINE_S, remaining)
+        scores = Scores(search.epoch, search.links, results, lambda: search.share)
+        decided = await self._decider.decide(request, scores, timeout_s)
+        if search.share < 1:  # known only now
+            await self._keep(request, search, place)
+        return decided
+
+    async def _keep(self, request: decision_pb2.SignedDecisionRequest, search: Search, place: int) -> None:
+        """Keep what is decided on for an auditor, where that is wanted."""
         task = search.of(place)
         if self._transcripts is not None and task is not None:
             request_id = decision_pb2.DecisionRequest.FromString(request.decision_request).request_id
             await asyncio.to_thread(self._transcripts.keep, request_id, task)
-        remaining = context.time_remaining()
-        timeout_s = _DECIDE_DEADLINE_S if remaining is None else min(_DECIDE_DEADLINE_S, remaining)
-        scores = Scores(search.epoch, search.links, results, lambda: search.share)
-        return await self._decider.decide(request, scores, timeout_s)
 
 
 async def _items(request_id: str, answer: Answer) -> AsyncIterator[messages.BatchIdentifyResponse]:

@@ -20,6 +20,8 @@ from sealface.errors import DataCorrupted
 
 BEGUN = "begun"
 """Outcome of an entry that is written before its act."""
+DECIDE = "Decide"
+"""The act of a decision."""
 BEGINNING = bytes(32)
 """What the first entry has for the digest of the one before."""
 

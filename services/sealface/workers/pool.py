@@ -217,6 +217,11 @@ class Gathering:
         """See the class."""
         return 1.0 - self._unscored / self._total if self._total else 1.0
 
+    @property
+    def given_up(self) -> frozenset[int]:
+        """Places of parts that are not scored, once it is known that they will not be."""
+        return frozenset(self._missing) if self._given_up else frozenset()
+
     def load(self) -> None:
         """Scatter the task, and wait until every worker has its blocks in memory."""
         self._scatter(range(len(self._task.parts)), first=True)
