@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects.sqlite import Insert, insert
 
 from sealface.protocol.policy import Budget
 from sealface.storage import keys as tables
@@ -111,30 +111,37 @@ def _now() -> int:
 
 def _of_key(transaction: sa.Connection, account: Account) -> Any:
     """Decisions and comparisons of a caller within the hour, of all versions of the key."""
-    table = tables.spending
-    sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in (table.c.decisions, table.c.comparisons)]
-    query = sa.select(sums[0].label("decisions"), sums[1].label("comparisons"))
-    mine = (table.c.caller == account.caller, table.c.key == account.key, table.c.slice > _now() - _SLICES - 1)
-    return transaction.execute(query.where(*mine)).one()
+    return transaction.execute(_OF_KEY, {**vars(account), "after": _now() - _SLICES - 1}).one()
 
 
 def _of_version(transaction: sa.Connection, account: Account) -> int:
-    table = tables.version_spending
-    mine = (table.c.caller == account.caller, table.c.key == account.key, table.c.version == account.version)
-    return transaction.execute(sa.select(table.c.decisions).where(*mine)).scalar_one_or_none() or 0
+    return transaction.execute(_OF_VERSION, vars(account)).scalar_one_or_none() or 0
 
 
 def _add(transaction: sa.Connection, account: Account, decisions: int = 0, comparisons: int = 0) -> None:
     now = _now()
-    transaction.execute(sa.delete(tables.spending).where(tables.spending.c.slice < now - _SLICES))
-    for table, where in ((tables.spending, {"slice": now}), (tables.version_spending, {})):
-        added = insert(table).values(**vars(account), **where, decisions=decisions, comparisons=comparisons)
-        transaction.execute(
-            added.on_conflict_do_update(
-                index_elements=list(table.primary_key),
-                set_={
-                    "decisions": table.c.decisions + added.excluded.decisions,
-                    "comparisons": table.c.comparisons + added.excluded.comparisons,
-                },
-            )
-        )
+    added = {**vars(account), "decisions": decisions, "comparisons": comparisons}
+    transaction.execute(_FORGET, {"before": now - _SLICES})
+    transaction.execute(_ADD_TO_HOUR, added | {"slice": now})
+    transaction.execute(_ADD_TO_VERSION, added)
+
+
+def _mine(table: sa.Table, *columns: str) -> list[sa.ColumnElement[bool]]:
+    return [table.c[name] == sa.bindparam(name) for name in columns]
+
+
+def _adding(table: sa.Table) -> Insert:
+    row = insert(table)
+    sums = {name: table.c[name] + row.excluded[name] for name in ("decisions", "comparisons")}
+    return row.on_conflict_do_update(index_elements=list(table.primary_key), set_=sums)
+
+
+# made once: putting a statement together takes longer than running it
+_HOUR, _TOTAL = tables.spending, tables.version_spending
+_OF_KEY = sa.select(
+    sa.func.coalesce(sa.func.sum(_HOUR.c.decisions), 0).label("decisions"),
+    sa.func.coalesce(sa.func.sum(_HOUR.c.comparisons), 0).label("comparisons"),
+).where(*_mine(_HOUR, "caller", "key"), _HOUR.c.slice > sa.bindparam("after"))
+_OF_VERSION = sa.select(_TOTAL.c.decisions).where(*_mine(_TOTAL, "caller", "key", "version"))
+_FORGET = sa.delete(_HOUR).where(_HOUR.c.slice < sa.bindparam("before"))
+_ADD_TO_HOUR, _ADD_TO_VERSION = _adding(_HOUR), _adding(_TOTAL)

@@ -24,6 +24,9 @@ OPERATOR_WINDOW_S = 120
 NONCE_BYTES = 32
 
 
+_FORGET = sa.delete(tables.nonces).where(tables.nonces.c.expires < sa.bindparam("before"))
+
+
 class CallerNotFound(NotFound):
     """No caller of that name."""
 
@@ -180,10 +183,9 @@ class Callers:
         if len(nonce) != NONCE_BYTES:
             raise NonceUsed(f"a nonce is {NONCE_BYTES} random bytes: draw one for each request")
         with self._engine.begin() as transaction:
-            expired = tables.nonces.c.expires < time.time() - OPERATOR_WINDOW_S
-            transaction.execute(sa.delete(tables.nonces).where(expired))
+            transaction.execute(_FORGET, {"before": time.time() - OPERATOR_WINDOW_S})
             try:
-                transaction.execute(sa.insert(tables.nonces).values(nonce=nonce, expires=expires))
+                transaction.execute(sa.insert(tables.nonces), {"nonce": nonce, "expires": expires})
             except IntegrityError:
                 raise NonceUsed("this request was used before: sign a new one") from None
             yield transaction

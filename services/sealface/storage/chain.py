@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,10 +27,15 @@ def chain_table(name: str, metadata: sa.MetaData) -> sa.Table:
     )
 
 
+@cache
+def _last(table: sa.Table) -> sa.Select[Any]:
+    """Made once: putting a statement together takes longer than running it."""
+    return sa.select(table.c.number, table.c.digest).order_by(table.c.number.desc()).limit(1)
+
+
 def last(connection: sa.Connection, table: sa.Table) -> tuple[int, bytes]:
     """Number and digest of the last entry; 0 and `BEGINNING` if there is none."""
-    query = sa.select(table.c.number, table.c.digest).order_by(table.c.number.desc()).limit(1)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_last(table)).one_or_none()
     return (0, BEGINNING) if row is None else (row.number, row.digest)
 
 
@@ -72,7 +78,8 @@ def append(
         previous=previous.hex(),
     )
     line = entry.line()
-    transaction.execute(sa.insert(table).values(number=entry.number, act=act, line=line, digest=digest(line)))
+    row = {"number": entry.number, "act": act, "line": line, "digest": digest(line)}
+    transaction.execute(sa.insert(table), row)
     return entry.number
 
 
