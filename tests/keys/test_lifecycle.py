@@ -221,6 +221,10 @@ async def test_wrong_requests_are_refused_precisely(client, suite):
     with refused("INVALID_ARGUMENT", "INVALID_UNDO_WINDOW"):
         window = Duration(seconds=121 * 86_400)
         await client.keys.DestroyKeyVersion(k.DestroyKeyVersionRequest(name=FIRST, undo_window=window))
+    for seconds in (2**63 - 1, -(2**63)):  # more than Python's timedelta holds
+        with refused("INVALID_ARGUMENT", "INVALID_UNDO_WINDOW"):
+            window = Duration(seconds=seconds)
+            await client.keys.DestroyKeyVersion(k.DestroyKeyVersionRequest(name=FIRST, undo_window=window))
     assert await state(client) == ENABLED
     await client.keys.CreateKey(k.CreateKeyRequest(key_id="lent", key=new_key(exportable=True)))
     with refused("INVALID_ARGUMENT", "INVALID_RECIPIENT"):

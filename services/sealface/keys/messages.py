@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from sealface.keys.budgets import Usage
 from sealface.keys.callers import Caller, Role
 from sealface.keys.judge import InvalidDecisionRequest, Operation, Refusal, Request, Verdict
 from sealface.keys.keyring import Custody, Key, State, Version, version_name
+from sealface.keys.lifecycle import LONGEST_UNDO, UNDO, InvalidUndoWindow
 from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert
 from sealface_protos.keys.v1 import audit_pb2, caller_pb2, decision_pb2, key_pb2, key_service_pb2
@@ -40,6 +43,20 @@ ROLES = {
     caller_pb2.CALLER_ROLE_OPERATOR: Role.OPERATOR,
 }
 _ROLE_VALUES = {role: value for value, role in ROLES.items()}
+
+
+def undo_window(request: key_service_pb2.DestroyKeyVersionRequest) -> timedelta:
+    """For how long a destruction can be taken back.
+
+    Raises:
+        InvalidUndoWindow: for longer than a duration can say.
+    """
+    if not request.HasField("undo_window"):
+        return UNDO
+    try:
+        return timedelta(seconds=request.undo_window.seconds, microseconds=request.undo_window.nanos / 1e3)
+    except OverflowError:
+        raise InvalidUndoWindow(f"a destruction can be undone for up to {LONGEST_UNDO.days} days") from None
 
 
 def chunks(kind: key_pb2.MaterialKind.ValueType, element: int, data: bytes) -> list[key_pb2.MaterialChunk]:

@@ -17,7 +17,7 @@ from sealface.keys.callers import Callers
 from sealface.keys.deadlines import Deadlines
 from sealface.keys.judge import Hearing, Judge, Request, Verdict
 from sealface.keys.keyring import Keyring
-from sealface.keys.lifecycle import UNDO, Lifecycle
+from sealface.keys.lifecycle import Lifecycle
 from sealface.keys.renewal import Announced, Renewal
 from sealface.keys.rewrap import Rewrapped
 from sealface.protocol import convert, names, sealing
@@ -148,7 +148,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         self, request: key_service_pb2.DestroyKeyVersionRequest, context: Context
     ) -> key_pb2.KeyVersion:
         """See the contract."""
-        undo = request.undo_window.ToTimedelta() if request.HasField("undo_window") else UNDO
+        undo = messages.undo_window(request)
         name = names.key_version(request.name)
         return messages.version_to_proto(await asyncio.to_thread(self._lifecycle.schedule_destruction, *name, undo))
 
