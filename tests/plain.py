@@ -368,12 +368,12 @@ class Plain:
 
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         key = os.urandom(_KEY)
-        material = _key_bytes(_EVALUATION, parameters, key)
-        return KeyMaterial(
-            secret=_key_bytes(_SECRET, parameters, key),
-            public=_key_bytes(_PUBLIC, parameters, key),
-            evaluation={_element(parameters, level): material for level in range(_LEVELS)},
-        )
+        secret = _key_bytes(_SECRET, parameters, key)
+        return KeyMaterial(secret, _key_bytes(_PUBLIC, parameters, key), self.evaluation(parameters, secret))
+
+    def evaluation(self, parameters: ParameterSet, secret: bytes) -> Mapping[int, bytes]:
+        material = _key_bytes(_EVALUATION, parameters, _key(_SECRET, parameters, secret))
+        return {_element(parameters, level): material for level in range(_LEVELS)}
 
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
         _key(_PUBLIC, parameters, public)

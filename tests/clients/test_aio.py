@@ -21,7 +21,7 @@ from sealface_client.aio import CredentialMissing, KeyNotTrusted
 from sealface_client.decisions import PendingDecision
 from sealface_client.faces import ImageUnreadable
 from sealface_client.gallery import AlreadyEnrolled, SubjectNotFound
-from sealface_client.held_keys import SecretKeyExists, SecretKeyMissing
+from sealface_client.key_folder import SecretKeyExists, SecretKeyMissing
 from sealface_protos.keys.v1 import decision_pb2
 from tests.conftest import POLICY, both_schemes, dump, execute, near, person
 
@@ -720,9 +720,15 @@ async def test_a_gallery_that_was_half_made_is_finished(client, suite):
 async def test_a_secret_key_is_never_overwritten(client, suite):
     safe = await client.create_gallery("safe", policy=POLICY, client_held=True)
     held = client.key_folder.load(safe.info.key_version)
-    with pytest.raises(SecretKeyExists):
+    with service_error("ALREADY_EXISTS", "GALLERY_EXISTS"):  # the key is there, and the same
         await client.create_gallery("safe", policy=POLICY, client_held=True)
+    other = dataclasses.replace(POLICY, verification_threshold=0.01)
+    with service_error("ALREADY_EXISTS", "KEY_EXISTS"):
+        await client.create_gallery("safe", policy=other, client_held=True)
     assert client.key_folder.load(safe.info.key_version) == held
+    client.key_folder.save("keys/lost/versions/1", b"of a key service that is no more")
+    with pytest.raises(SecretKeyExists):
+        await client.create_gallery("lost", policy=POLICY, client_held=True)
 
 
 async def test_a_refused_key_leaves_no_secret_behind(client, suite):

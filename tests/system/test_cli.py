@@ -107,6 +107,86 @@ def test_galleries_by_command(sealface: Command) -> None:
     assert "GALLERY_NOT_FOUND" in sealface.error("gallery", "show", "by-hand", code=FAILED)
 
 
+def test_key_versions_by_command(sealface: Command) -> None:
+    sealface.json("gallery", "create", "lived", "--exportable", *THRESHOLDS)
+    with Client.connect(sealface.state) as client:
+        gallery, ada = client.gallery("lived"), People(1).somebody()
+        gallery.enroll("ada", ada)
+        shown = sealface.json("keys", "show", "lived")
+        assert (shown["custody"], shown["primary"], shown["oldest"], shown["exportable"]) == ("managed", 1, 1, True)
+        (first,) = shown["versions"]
+        assert (first["state"], first["security_bits"], first["held_here"]) == ("enabled", 128, False)
+        rotated = sealface.json("keys", "rotate", "lived")
+        assert rotated["primary"] == 2
+        assert sealface.json("keys", "disable", "lived/1")["state"] == "disabled"
+        assert [v["state"] for v in sealface.json("keys", "versions", "lived")["versions"]] == ["enabled", "disabled"]
+        assert sealface.json("keys", "enable", "lived/1")["state"] == "enabled"
+        assert gallery.verify("ada", ada).match
+    scheduled = sealface.json("keys", "destroy", "lived/1", "--undo", "90m")
+    assert scheduled["state"] == "destroy_scheduled"
+    assert scheduled["destroyed"] > scheduled["created"]
+    assert sealface.json("keys", "restore", "lived/1")["state"] == "disabled"
+    assert "NOT_SCHEDULED" in sealface.error("keys", "restore", "lived/1", code=FAILED)
+    assert sealface.json("keys", "destroy", "lived/1", "--undo", "0")["state"] == "destroyed"
+    assert sealface.json("keys", "oldest", "lived", 2) == {"key": "lived", "oldest": 2}
+    assert "INVALID_OLDEST_VERSION" in sealface.error("keys", "oldest", "lived", 1, code=FAILED)
+    assert sealface.json("keys", "forbid-export", "lived") == {"key": "lived", "exportable": False}
+    for wrong in ("lived", "lived/x", "lived/0"):
+        assert "INVALID_NAME" in sealface.error("keys", "enable", wrong, code=USAGE)
+    assert "24h" in sealface.error("keys", "destroy", "lived/2", "--undo", "soon", code=USAGE)
+
+
+def test_secrets_by_command(sealface: Command, services: LocalServices, tmp_path: Path) -> None:
+    made = sealface.json("keys", "generate", "moving", *THRESHOLDS)
+    assert made["key_version"] == "keys/moving/versions/1"
+    assert "PASSPHRASE_NEEDED" in sealface.error("keys", "export", "moving", tmp_path / "moving.secret", code=USAGE)
+    (tmp_path / "passphrase").write_text("correct horse battery staple\n")
+    phrase = ("--passphrase-file", tmp_path / "passphrase")
+    sealface.json("keys", "export", "moving", tmp_path / "moving.secret", *phrase)
+    assert (tmp_path / "moving.secret").stat().st_mode & 0o777 == 0o600
+    assert "is there already" in sealface.error("keys", "export", "moving/1", tmp_path / "moving.secret", code=FAILED)
+
+    sealface.json("gallery", "create", "moving", "--client-held", "--transform", *THRESHOLDS)
+    sealface.json("gallery", "export-transform", "moving", tmp_path / "transform.secret", *phrase)
+    people = People(4)
+    ada = people.somebody()
+    with Client.connect(services.state) as client:
+        client.gallery("moving").enroll("ada", ada)
+        assert client.gallery("moving").verify("ada", people.again(ada)).match
+
+    keys = services.state / "edge" / "keys"
+    away = [path.rename(tmp_path / path.name) for path in keys.glob("*moving*")]
+    assert len(away) == 2
+    (tmp_path / "wrong").write_text("something else\n")
+    for file in ("moving.secret", "transform.secret"):
+        wrong = sealface.error("keys", "import", tmp_path / file, "--passphrase-file", tmp_path / "wrong", code=FAILED)
+        assert "WRONG_PASSPHRASE" in wrong
+        assert sealface.json("keys", "import", tmp_path / file, *phrase)["name"].split("/")[1] == "moving"
+    assert "SECRET_FILE_DAMAGED" in sealface.error("keys", "import", tmp_path / "wrong", *phrase, code=FAILED)
+    assert "SECRET_KEY_EXISTS" in sealface.error("keys", "import", tmp_path / "moving.secret", *phrase, code=FAILED)
+    assert sorted(path.read_bytes() for path in keys.glob("*moving*")) == sorted(path.read_bytes() for path in away)
+
+    protected = sealface.json("keys", "protect", *phrase)["secrets"]
+    assert protected >= 2
+    assert all(path.read_bytes().startswith(b"-----BEGIN SEALFACE") for path in keys.glob("*.secret"))
+    knowing = Command(services.state, SEALFACE_PASSPHRASE="correct horse battery staple")
+    try:
+        with Client.connect(services.state, passphrase="correct horse battery staple") as client:
+            assert client.gallery("moving").verify("ada", people.again(ada)).match
+        assert "PASSPHRASE_NEEDED" in sealface.error("keys", "export", "moving", tmp_path / "x", *phrase, code=USAGE)
+        assert knowing.json("keys", "show", "moving")["versions"][0]["held_here"]
+        assert knowing.json("keys", "rotate", "moving")["primary"] == 2
+    finally:
+        knowing.json("keys", "unprotect")
+    renewed = sealface.json("gallery", "renew-transform", "moving", "moved")
+    assert (renewed["gallery"], renewed["replaces"]) == ("moved", "moving")
+    old, new = (sealface.json("gallery", "show", name) for name in ("moving", "moved"))
+    assert old["transform_digest"] != new["transform_digest"] == renewed["transform_digest"]
+    unlike = {"gallery", "key_version", "subjects", "templates", "created", "transform_digest"}
+    assert {k: v for k, v in old.items() if k not in unlike} == {k: v for k, v in new.items() if k not in unlike}
+    assert sealface.json("keys", "policy", "moved")["verification_threshold"] == 0.07
+
+
 def test_long_work_by_command(sealface: Command, tmp_path: Path) -> None:
     made = sealface.json("gallery", "create", "long", "--retention-days", 30, *THRESHOLDS)
     assert made["retention_s"] == 30 * 86_400

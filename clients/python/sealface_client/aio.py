@@ -14,22 +14,24 @@ import grpc
 
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
-from sealface.cipher.scheme import Ckks, KeyMaterial, Opener, Scheme
+from sealface.cipher.scheme import Ckks, Opener, Scheme
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
 from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
 from sealface.protocol.zones import Zone
-from sealface.recognition import models
 from sealface_client.audit import Audit
 from sealface_client.channels import OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError, translated
 from sealface_client.faces import Faces
 from sealface_client.gallery import AsyncGallery, duration
-from sealface_client.held_keys import KeyFolder
-from sealface_client.policies import default_policy
+from sealface_client.key_folder import KeyFolder
+from sealface_client.lifecycle import AsyncLifecycle
+from sealface_client.passphrases import Ask, from_environment
+from sealface_client.policies import default_layout, default_policy
+from sealface_client.transform import Transform, refuse_left
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_pb2, operation_pb2_grpc
 from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2, key_service_pb2_grpc
@@ -54,7 +56,8 @@ class AsyncClient:
     Args:
         endpoints: where they are, and whose certificates they show.
         credential: who asks; needed for decisions and for making keys.
-        keys: folder of the secret keys of client-held galleries.
+        keys: folder of the secret keys of client-held galleries, and of transforms.
+        passphrase: what these are under, or whom to ask for it once it is needed; see `KeyFolder`.
         pins: key version -> SHA-256 of the public key it must have, for callers that pin.
         scheme: the cipher; tests bring their own.
         timeout_s: deadline of each call.
@@ -69,6 +72,7 @@ class AsyncClient:
         credential: Credential | None = None,
         *,
         keys: Path | None = None,
+        passphrase: str | Ask | None = None,
         pins: dict[str, bytes] | None = None,
         scheme: Scheme | None = None,
         timeout_s: float = DEADLINE_S,
@@ -76,7 +80,7 @@ class AsyncClient:
         self.timeout_s = timeout_s
         self.scheme: Scheme = scheme or Ckks()
         self.faces = Faces()
-        self.key_folder = KeyFolder(keys or Path.home() / ".sealface" / "keys")
+        self.key_folder = KeyFolder(keys or Path.home() / ".sealface" / "keys", passphrase)
         self._credential = credential
         self._pins = pins or {}
         signer = OperatorSigner(credential) if credential else None
@@ -96,17 +100,27 @@ class AsyncClient:
         self.operations: operation_pb2_grpc.OperationServiceAsyncStub = operation_pb2_grpc.OperationServiceStub(
             self._channels[1]
         )
+        self.lifecycle = AsyncLifecycle(self)
         self._verifying_key: bytes | None = None
 
     @classmethod
-    def connect(cls, state: str | Path | None = None, *, scheme: Scheme | None = None) -> Self:
+    def connect(
+        cls,
+        state: str | Path | None = None,
+        *,
+        keys: Path | None = None,
+        passphrase: str | Ask | None = None,
+        scheme: Scheme | None = None,
+    ) -> Self:
         """A client of the services that `sealface serve --state DIR` runs, or that the environment names.
 
-        The credential is SEALFACE_CREDENTIAL's file, else the state folder's operator.
+        The credential is SEALFACE_CREDENTIAL's file, else the state folder's operator. The key folder's passphrase
+        is SEALFACE_PASSPHRASE, else in SEALFACE_PASSPHRASE_FILE, else what is given.
 
         Raises:
             NoServices: nothing says where they are.
             AuthorityMissing: services elsewhere are not called in plaintext.
+            PassphraseNeeded: SEALFACE_PASSPHRASE_FILE holds none.
         """
         chosen = state or os.environ.get("SEALFACE_STATE")
         folder = Path(chosen) if chosen else None
@@ -115,7 +129,8 @@ class AsyncClient:
         return cls(
             Endpoints.discover(folder),
             Credential.load(file) if file.exists() else None,
-            keys=edge / "keys" if edge else None,
+            keys=keys or (edge / "keys" if edge else None),
+            passphrase=from_environment() or passphrase,
             scheme=scheme,
         )
 
@@ -161,6 +176,9 @@ class AsyncClient:
         largest_norm: float | None = None,
         edge: bool = False,
         retention: timedelta | None = None,
+        exportable: bool = False,
+        transform: bool = False,
+        security_bits: int = 128,
     ) -> AsyncGallery:
         """Make a key and a gallery of the same id.
 
@@ -178,6 +196,10 @@ class AsyncClient:
                 verification threshold.
             edge: whether an edge service embeds and encrypts for the gallery's callers.
             retention: how long a template is kept after it was enrolled; None until it is erased.
+            exportable: whether the secret of a managed key may leave the key service, see `lifecycle.export`.
+            transform: whether embeddings are transformed by a secret matrix before they are encrypted, so that they
+                match in no other gallery. Its seed is kept in the key folder: whoever enrols or searches needs it.
+            security_bits: 128, 192 or 256, against quantum computers; above 128 ciphertexts are twice as large.
 
         Raises:
             ServiceError: what a service refused.
@@ -185,9 +207,14 @@ class AsyncClient:
         """
         metric = Metric(metric)
         policy = policy or default_policy(model, metric)
-        norm = largest_norm or 4 * policy.verification_threshold if metric is Metric.EUCLIDEAN else 1.0
-        layout = Layout.of("", models.dimension(model), metric, norm)
-        await self._create_key(gallery_id, layout, policy, client_held)
+        layout = default_layout(model, metric, policy, largest_norm, security_bits)
+        names.check_id(gallery_id, "gallery_id")
+        if not transform:
+            refuse_left(self.key_folder, gallery_id)
+        await self.lifecycle.create(gallery_id, layout, policy, client_held=client_held, exportable=exportable)
+        made = Transform.generate(gallery_id) if transform else None
+        if made is not None:  # first: what is enrolled without it cannot be searched by anybody
+            await asyncio.to_thread(self.key_folder.save, made.name, made.seed)
         level = (
             gallery_pb2.PRIVACY_LEVEL_CLIENT_KEY
             if client_held
@@ -207,63 +234,17 @@ class AsyncClient:
             privacy_level=level,
             fusion=gallery_pb2.FUSION_NEAREST,
             retention=duration(retention),
+            transform_digest=made.digest if made else b"",
         )
         request = enrollment.CreateGalleryRequest(gallery_id=gallery_id, gallery=gallery)
-        with translated("enrollment"):
-            await self.enrollment.CreateGallery(request, timeout=self.timeout_s)
-        return await self.gallery(gallery_id)
-
-    async def _create_key(self, key_id: str, layout: Layout, policy: Policy, client_held: bool) -> None:
-        _ = self.credential  # fail before anything is made
-        key = key_pb2.Key(
-            custody=key_pb2.CUSTODY_CLIENT_HELD if client_held else key_pb2.CUSTODY_MANAGED,
-            parameter_set=layout.parameters.name,
-            score_format=convert.layout_to_proto(layout),
-            policy=convert.policy_to_proto(policy),
-        )
-        if client_held:
-            await self._register_key(key_id, key, layout)
-            return
         try:
-            with translated("keys"):
-                await self.keys.CreateKey(
-                    key_service_pb2.CreateKeyRequest(key_id=key_id, key=key), timeout=self.timeout_s
-                )
+            with translated("enrollment"):
+                await self.enrollment.CreateGallery(request, timeout=self.timeout_s)
         except ServiceError as error:
-            # a gallery that was half made before is finished now, if it is the same
-            if error.reason != "KEY_EXISTS" or not await self._is_key(key_id, key):
-                raise
-
-    async def _is_key(self, key_id: str, wanted: key_pb2.Key) -> bool:
-        request = key_service_pb2.GetKeyRequest(name=f"keys/{key_id}")
-        with translated("keys"):
-            found = await self.keys.GetKey(request, timeout=self.timeout_s)
-        found.policy.version = wanted.policy.version
-        fields = ("custody", "parameter_set", "score_format", "policy")
-        return all(getattr(found, field) == getattr(wanted, field) for field in fields)
-
-    async def _register_key(self, key_id: str, key: key_pb2.Key, layout: Layout) -> None:
-        material = await asyncio.to_thread(self.scheme.generate, layout.parameters)
-        version = f"keys/{key_id}/versions/1"
-        self.key_folder.save(version, material.secret)  # first: a registered key without its secret is of no use
-        request = key_service_pb2.RegisterKeyRequest(key_id=key_id, key=key, public_key=material.public)
-        try:
-            with translated("keys"):
-                await self.keys.RegisterKey(request, timeout=self.timeout_s)
-        except ServiceError as error:
-            if not error.retryable and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                self.key_folder.remove(version)  # it was refused, so nobody knows this key
+            if made is not None and not error.retryable and error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.key_folder.remove(made.name)  # it was refused, so that no gallery has it
             raise
-        await self._upload(version, material)
-
-    async def _upload(self, version: str, material: KeyMaterial) -> None:
-        """Register the evaluation keys of a client-held key's version."""
-        for element, evaluation_key in material.evaluation.items():
-            upload = key_service_pb2.UploadEvaluationKeyRequest(
-                key_version=version, galois_element=element, evaluation_key=evaluation_key
-            )
-            with translated("keys"):
-                await self.keys.UploadEvaluationKey(upload, timeout=self.timeout_s)
+        return await self.gallery(gallery_id)
 
     async def gallery(self, gallery_id: str) -> AsyncGallery:
         """A gallery, with its key's public material fetched and checked.
@@ -296,8 +277,7 @@ class AsyncClient:
         same &= of_key == gallery_id and number >= key.oldest_version  # not moved yet, perhaps, and not put back
         digest = hashlib.sha256(public).digest()
         pinned = self._pins.get(gallery.key_version) if self._pins else version.public_key_digest
-        enabled = version.state == key_pb2.KEY_VERSION_STATE_ENABLED
-        if not same or not enabled or digest != version.public_key_digest or digest != pinned:
+        if not same or digest != version.public_key_digest or digest != pinned:
             raise KeyNotTrusted(
                 "the gallery's key is not the one of its name at the key service, or not the pinned one: "
                 "do not encrypt, and tell the operator of the key service"
@@ -315,21 +295,7 @@ class AsyncClient:
             key = await self.keys.GetKey(key_service_pb2.GetKeyRequest(name=gallery.key), timeout=self.timeout_s)
         if key.primary_version != gallery.key_version:
             return key.primary_version
-        if key.custody == key_pb2.CUSTODY_MANAGED:
-            rotate = key_service_pb2.RotateKeyRequest(name=key.name, primary_version=key.primary_version)
-            with translated("keys"):
-                return (await self.keys.RotateKey(rotate, timeout=self.timeout_s)).primary_version
-        material = await asyncio.to_thread(self.scheme.generate, layout.parameters)
-        _, number = names.key_version(key.primary_version)
-        version = f"{key.name}/versions/{number + 1}"
-        self.key_folder.save(version, material.secret)  # first: a registered version without its secret is of no use
-        register = key_service_pb2.RegisterKeyVersionRequest(
-            name=key.name, primary_version=key.primary_version, public_key=material.public
-        )
-        with translated("keys"):
-            await self.keys.RegisterKeyVersion(register, timeout=self.timeout_s)
-        await self._upload(version, material)
-        return version
+        return (await self.lifecycle.rotate(key.name.removeprefix("keys/"))).primary_version
 
     def opener(self, key_version: str, layout: Layout) -> Opener:
         """Opens what is under a version of a client-held key.
@@ -368,19 +334,6 @@ class AsyncClient:
                     key_service_pb2.ListKeysRequest(page_size=1000, page_token=token), timeout=self.timeout_s
                 )
             found += page.keys
-            token = page.next_page_token
-            if not token:
-                return found
-
-    async def key_versions(self, key: str) -> list[key_pb2.KeyVersion]:
-        """All versions of a key, `keys/{key}`, the newest first."""
-        found: list[key_pb2.KeyVersion] = []
-        token = ""
-        while True:
-            request = key_service_pb2.ListKeyVersionsRequest(parent=key, page_size=1000, page_token=token)
-            with translated("keys"):
-                page = await self.keys.ListKeyVersions(request, timeout=self.timeout_s)
-            found += page.versions
             token = page.next_page_token
             if not token:
                 return found

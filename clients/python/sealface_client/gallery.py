@@ -33,6 +33,7 @@ from sealface_client.renewal import renew_blocks
 from sealface_client.results import Check, Enrolled, Erasure, Identification, Imported, Named, Verification
 from sealface_client.searches import Search
 from sealface_client.slots import SlotTable
+from sealface_client.transform import transformed
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import gallery_pb2
 from sealface_protos.keys.v1 import key_pb2
@@ -73,7 +74,8 @@ class AsyncGallery:
         self.managed = gallery.custody == key_pb2.CUSTODY_MANAGED
         self._client = client
         self._pipeline = pipeline_of(gallery.recognition)
-        self._encryptor: Encryptor = client.scheme.encryptor(self.layout, public_key)
+        encryptor = client.scheme.encryptor(self.layout, public_key)
+        self._encryptor: Encryptor = transformed(encryptor, client.key_folder, gallery, self.layout)
         self._encrypting = asyncio.Lock()  # SEAL objects are for one thread at a time
         self._slots = SlotTable(gallery.name, client.enrollment)
         self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time

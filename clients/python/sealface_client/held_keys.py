@@ -1,72 +1,20 @@
-"""Client-held keys: made here, opened here, decided here. The secret never leaves the caller's machine."""
+"""Scores of client-held galleries, opened here and decided here. The secret never leaves the caller's machine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Opener, Scheme
-from sealface.errors import AlreadyExists, NotFound
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import Policy
 from sealface.protocol.scores import ScoresMisplaced, ScoresNotGenuine, open_results, result_from_wire
 from sealface.protocol.sealing import DecisionNotGenuine
-from sealface.protocol.signing import write_private
 from sealface_protos.keys.v1 import decision_pb2
-
-
-class SecretKeyMissing(NotFound):
-    """The secret key of a client-held gallery is not on this machine."""
-
-
-class SecretKeyExists(AlreadyExists):
-    """A secret key of that name is on this machine already."""
-
-
-class KeyFolder:
-    """Secret keys of client-held galleries, one file of mode 0600 each."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def save(self, key_version: str, secret: bytes) -> None:
-        """Keep a secret key.
-
-        Raises:
-            SecretKeyExists: one of that name is here; it is not overwritten.
-        """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._path(key_version).exists():
-            raise SecretKeyExists(
-                "a secret key of that name is on this machine: choose another id, or move its file away",
-                key=key_version,
-            )
-        write_private(self._path(key_version), secret)
-
-    def remove(self, key_version: str) -> None:
-        """Drop a secret key that no service knows."""
-        self._path(key_version).unlink(missing_ok=True)
-
-    def load(self, key_version: str) -> bytes:
-        """A secret key.
-
-        Raises:
-            SecretKeyMissing: it is not here.
-        """
-        try:
-            return self._path(key_version).read_bytes()
-        except OSError:
-            raise SecretKeyMissing(
-                "the gallery's secret key is not on this machine: copy it into the key folder", key=key_version
-            ) from None
-
-    def _path(self, key_version: str) -> Path:
-        return self._folder / (key_version.replace("/", "-") + ".secret")
 
 
 class LocalJudge:

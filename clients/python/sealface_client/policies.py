@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from sealface.cipher.distance import Metric, distances
+from sealface.cipher.layout import Layout
+from sealface.cipher.parameters import for_dimension
 from sealface.errors import InvalidInput
 from sealface.protocol.policy import Policy
 
@@ -85,3 +87,26 @@ def default_policy(
         max_candidates=max_candidates,
         disclosure_step=disclosure_step,
     )
+
+
+def default_layout(
+    model: str, metric: Metric, policy: Policy, largest_norm: float | None = None, security_bits: int = 128
+) -> Layout:
+    """How a gallery's embeddings are packed.
+
+    Args:
+        model: DeepFace's name of the recognition model.
+        metric: the gallery's metric.
+        policy: the rule of decisions.
+        largest_norm: bound on an embedding's length, for the euclidean metric only; default four times the verification
+            threshold.
+        security_bits: of the parameter set, at least, against quantum computers.
+
+    Raises:
+        UnknownModel, UnknownParameters, WrongDimension, EmbeddingTooLong: see there.
+    """
+    from sealface.recognition import models
+
+    norm = largest_norm or 4 * policy.verification_threshold if metric is Metric.EUCLIDEAN else 1.0
+    dimension = models.dimension(model)
+    return Layout.of(for_dimension(dimension, security_bits).name, dimension, metric, norm)

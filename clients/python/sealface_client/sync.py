@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sealface.cipher.layout import Layout
 from sealface.cipher.scheme import Scheme
 from sealface.errors import SealfaceError
 from sealface.protocol.audit import Entry
@@ -23,7 +24,10 @@ from sealface_client.audit import Usage
 from sealface_client.endpoints import Endpoints
 from sealface_client.faces import Face
 from sealface_client.gallery import AsyncGallery
+from sealface_client.key_folder import KeyFolder
+from sealface_client.lifecycle import AsyncLifecycle
 from sealface_client.operations import AsyncOperations, Operation
+from sealface_client.passphrases import Ask
 from sealface_client.results import Enrolled, Erasure, Identification, Imported, Verification
 from sealface_protos.enrollment.v1 import gallery_pb2
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2
@@ -66,21 +70,24 @@ class Client:
         credential: Credential | None = None,
         *,
         keys: Path | None = None,
+        passphrase: str | Ask | None = None,
         pins: dict[str, bytes] | None = None,
         scheme: Scheme | None = None,
     ) -> None:
         async def make() -> AsyncClient:  # gRPC binds a channel to the loop that runs where it is made
-            return AsyncClient(endpoints, credential, keys=keys, pins=pins, scheme=scheme)
+            return AsyncClient(endpoints, credential, keys=keys, passphrase=passphrase, pins=pins, scheme=scheme)
 
         self._loop = _Loop()
         self._client = self._loop.run(make())
 
     @classmethod
-    def connect(cls, state: str | Path | None = None) -> Self:
+    def connect(
+        cls, state: str | Path | None = None, *, keys: Path | None = None, passphrase: str | Ask | None = None
+    ) -> Self:
         """See `AsyncClient.connect`."""
 
         async def make() -> AsyncClient:
-            return AsyncClient.connect(state)
+            return AsyncClient.connect(state, keys=keys, passphrase=passphrase)
 
         self = cls.__new__(cls)
         self._loop = _Loop()
@@ -124,10 +131,6 @@ class Client:
         """See `AsyncClient.list_keys`."""
         return self._loop.run(self._client.list_keys())
 
-    def key_versions(self, key: str) -> list[key_pb2.KeyVersion]:
-        """See `AsyncClient.key_versions`."""
-        return self._loop.run(self._client.key_versions(key))
-
     def policy(self, key_id: str) -> Policy:
         """See `AsyncClient.policy`."""
         return self._loop.run(self._client.policy(key_id))
@@ -139,6 +142,16 @@ class Client:
     def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
         """See `AsyncClient.create_caller`."""
         self._loop.run(self._client.create_caller(caller_id, verifying_key))
+
+    @property
+    def key_folder(self) -> KeyFolder:
+        """Secrets that stay on this machine."""
+        return self._client.key_folder
+
+    @property
+    def lifecycle(self) -> Lifecycle:
+        """Keys and their versions."""
+        return Lifecycle(self._loop, self._client.lifecycle)
 
     def update_policy(self, key_id: str, policy: Policy) -> Policy:
         """See `AsyncClient.update_policy`."""
@@ -179,6 +192,11 @@ class Gallery:
     def policy(self) -> Policy:
         """The rule of decisions, as it was when the gallery was fetched."""
         return self._gallery.policy
+
+    @property
+    def layout(self) -> Layout:
+        """How embeddings are packed: dimension, metric, bound on their length."""
+        return self._gallery.layout
 
     def refresh(self) -> None:
         """See `AsyncGallery.refresh`."""
@@ -293,3 +311,62 @@ class Operations:
     def list(self) -> list[Operation]:
         """See `AsyncOperations.list`."""
         return self._loop.run(self._operations.list())
+
+
+class Lifecycle:
+    """See `AsyncLifecycle`."""
+
+    def __init__(self, loop: _Loop, lifecycle: AsyncLifecycle) -> None:
+        self._loop = loop
+        self._lifecycle = lifecycle
+
+    def create(
+        self, key_id: str, layout: Layout, policy: Policy, *, client_held: bool = False, exportable: bool = False
+    ) -> key_pb2.Key:
+        """See `AsyncLifecycle.create`."""
+        create = self._lifecycle.create(key_id, layout, policy, client_held=client_held, exportable=exportable)
+        return self._loop.run(create)
+
+    def get(self, key_id: str) -> key_pb2.Key:
+        """See `AsyncLifecycle.get`."""
+        return self._loop.run(self._lifecycle.get(key_id))
+
+    def versions(self, key_id: str) -> list[key_pb2.KeyVersion]:
+        """See `AsyncLifecycle.versions`."""
+        return self._loop.run(self._lifecycle.versions(key_id))
+
+    def rotate(self, key_id: str) -> key_pb2.Key:
+        """See `AsyncLifecycle.rotate`."""
+        return self._loop.run(self._lifecycle.rotate(key_id))
+
+    def enable(self, key_id: str, number: int) -> key_pb2.KeyVersion:
+        """See `AsyncLifecycle.enable`."""
+        return self._loop.run(self._lifecycle.enable(key_id, number))
+
+    def disable(self, key_id: str, number: int) -> key_pb2.KeyVersion:
+        """See `AsyncLifecycle.disable`."""
+        return self._loop.run(self._lifecycle.disable(key_id, number))
+
+    def destroy(self, key_id: str, number: int, undo: timedelta | None = None) -> key_pb2.KeyVersion:
+        """See `AsyncLifecycle.destroy`."""
+        return self._loop.run(self._lifecycle.destroy(key_id, number, undo))
+
+    def restore(self, key_id: str, number: int) -> key_pb2.KeyVersion:
+        """See `AsyncLifecycle.restore`."""
+        return self._loop.run(self._lifecycle.restore(key_id, number))
+
+    def set_oldest(self, key_id: str, number: int) -> key_pb2.Key:
+        """See `AsyncLifecycle.set_oldest`."""
+        return self._loop.run(self._lifecycle.set_oldest(key_id, number))
+
+    def forbid_export(self, key_id: str) -> key_pb2.Key:
+        """See `AsyncLifecycle.forbid_export`."""
+        return self._loop.run(self._lifecycle.forbid_export(key_id))
+
+    def export(self, key_id: str, number: int, passphrase: str) -> bytes:
+        """See `AsyncLifecycle.export`."""
+        return self._loop.run(self._lifecycle.export(key_id, number, passphrase))
+
+    def receive(self, file: bytes, passphrase: str, *, check: bool = True) -> str:
+        """See `AsyncLifecycle.receive`."""
+        return self._loop.run(self._lifecycle.receive(file, passphrase, check=check))

@@ -132,6 +132,9 @@ class Scheme(Protocol):
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         """A fresh key."""
 
+    def evaluation(self, parameters: ParameterSet, secret: bytes) -> Mapping[int, bytes]:
+        """Evaluation keys of a secret key, made anew."""
+
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
         """Refuse a public key that is none of the parameter set (`MalformedCiphertext`)."""
 
@@ -207,13 +210,15 @@ class Ckks:
     def generate(self, parameters: ParameterSet) -> KeyMaterial:
         """A fresh key, with the Galois keys that expand a probe into up to 128 leaves (docs/engine.md)."""
         secret, public = seal.generate(parameters)
+        packed = wire.pack(secret, parameters.primes)
+        return KeyMaterial(packed, public_key.draw(parameters, secret, public), self.evaluation(parameters, packed))
+
+    def evaluation(self, parameters: ParameterSet, secret: bytes) -> Mapping[int, bytes]:
+        """Evaluation keys of a secret key, made anew."""
+        (polynomial,) = wire.unpack(secret, 1, parameters.degree, parameters.primes)
         elements = [switching.element_of_level(level, parameters.degree) for level in range(7)]
-        evaluation = seal.galois_keys(parameters, secret, elements)
-        return KeyMaterial(
-            secret=wire.pack(secret, parameters.primes),
-            public=public_key.draw(parameters, secret, public),
-            evaluation={element: wire.pack(key, parameters.primes) for element, key in evaluation.items()},
-        )
+        made = seal.galois_keys(parameters, polynomial, elements)
+        return {element: wire.pack(key, parameters.primes) for element, key in made.items()}
 
     def check_public(self, parameters: ParameterSet, public: bytes) -> None:
         """Refuse what is no public key of the set, hides nothing, or may have a trapdoor (`public_key`)."""

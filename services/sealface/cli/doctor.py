@@ -84,7 +84,11 @@ def _key_check(engine: sa.Engine, state: Path) -> Check:
 
     def check(gallery_ids: Sequence[str], checked: Counter[str]) -> Iterator[Finding]:
         with Client.connect(state) as client:
-            versions = [version for key in client.list_keys() for version in client.key_versions(key.name)]
+            versions = [
+                version
+                for key in client.list_keys()
+                for version in client.lifecycle.versions(key.name.removeprefix("keys/"))
+            ]
         gone = (key_pb2.KEY_VERSION_STATE_DESTROYED, key_pb2.KEY_VERSION_STATE_DESTROY_SCHEDULED)
         known = {version.name: version.public_key_digest for version in versions if version.state not in gone}
         table, of_version = record.galleries, record.versions

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from sealface.cli.output import Exit, Json, State, console, fail, print_json, progress, reporting
-from sealface_client import Client, Erasure, Gallery, Identification, SealfaceError, ServiceError
+from sealface.cli.passphrase import connect
+from sealface_client import Erasure, Gallery, Identification, SealfaceError, ServiceError
 
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery.")]
 SubjectId = Annotated[str, typer.Argument(help="Opaque id of the subject, 1 to 64 of [A-Za-z0-9._-].")]
@@ -34,7 +35,7 @@ def enroll(
     as_json: Json = False,
 ) -> None:
     """Embed and encrypt pictures here, and enrol the ciphertexts."""
-    with Client.connect(state) as client:
+    with connect(state) as client:
         opened = client.gallery(gallery)
         _warm(opened)
         templates, sent, failed = [], 0, []
@@ -61,7 +62,7 @@ def enroll(
 @reporting
 def verify(gallery: GalleryId, subject: SubjectId, image: Image, state: State = None, as_json: Json = False) -> None:
     """Is the face in a picture the claimed subject? Exits 1 if not."""
-    with Client.connect(state) as client:
+    with connect(state) as client:
         opened = client.gallery(gallery)
         _warm(opened)
         result = opened.verify(subject, image)
@@ -93,7 +94,7 @@ def identify(
     as_json: Json = False,
 ) -> None:
     """Who in the gallery is the face in a picture? Exits 1 if nobody."""
-    with Client.connect(state) as client:
+    with connect(state) as client:
         opened = client.gallery(gallery)
         _warm(opened)
         if every_face:
@@ -146,7 +147,7 @@ def erase(
     """Erase a subject: no search finds it from now on. With --proof, exits 1 if something of it is left."""
     if image is not None and not proof:
         fail("--image goes with --proof", Exit.USAGE)
-    with Client.connect(state) as client:
+    with connect(state) as client:
         opened = client.gallery(gallery)
         if not proof:
             templates = opened.erase(subject)

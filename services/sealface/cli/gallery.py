@@ -12,14 +12,18 @@ from rich.progress import Progress
 from rich.table import Table
 
 from sealface.cipher.distance import Metric
+from sealface.cli import transforms
 from sealface.cli.evaluate import read_arrays
 from sealface.cli.output import Json, State, console, fail, print_json, progress, reporting
+from sealface.cli.passphrase import connect
 from sealface_client import Client
 from sealface_client.policies import DEFAULT_FPIR, default_policy
 from sealface_protos.enrollment.v1 import gallery_pb2, operation_pb2
 from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Make, show, list and delete galleries.", no_args_is_help=True)
+for command in transforms.COMMANDS:
+    app.command(name=command.__name__.replace("_", "-"))(command)
 GalleryId = Annotated[str, typer.Argument(help="Id of the gallery: 1 to 64 of [a-z0-9-], a letter first.")]
 
 
@@ -36,6 +40,7 @@ def _describe(gallery: gallery_pb2.Gallery) -> dict[str, Any]:
         "subjects": gallery.subjects,
         "templates": gallery.templates,
         "created": gallery.create_time.ToJsonString(),
+        "transform_digest": gallery.transform_digest.hex() or None,
         "retention_s": gallery.retention.seconds if gallery.HasField("retention") else None,
     }
 
@@ -65,6 +70,16 @@ def create(
         int | None, typer.Option(min=1, help="Days that a template is kept after it was enrolled; default for ever.")
     ] = None,
     largest_norm: Annotated[float | None, typer.Option(help="Bound on an embedding's length (euclidean only).")] = None,
+    exportable: Annotated[
+        bool, typer.Option("--exportable", help="Let an operator export the secret of a managed key.")
+    ] = False,
+    transform: Annotated[
+        bool,
+        typer.Option("--transform", help="Embeddings by a secret matrix, so that they match in no other gallery."),
+    ] = False,
+    security_bits: Annotated[
+        int, typer.Option(help="128, 192 or 256, against quantum computers; above 128 all is twice as large.")
+    ] = 128,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +93,7 @@ def create(
         max_candidates=max_candidates,
         disclosure_step=disclose,
     )
-    with Client.connect(state) as client:
+    with connect(state) as client:
         made = client.create_gallery(
             gallery,
             model=model,
@@ -92,6 +107,9 @@ def create(
             anti_spoofing=anti_spoofing,
             largest_norm=largest_norm,
             retention=None if retention_days is None else timedelta(days=retention_days),
+            exportable=exportable,
+            transform=transform,
+            security_bits=security_bits,
         )
     _show(made.info, as_json)
 
@@ -153,7 +171,7 @@ def import_(
     block, soon after; of a client-held key, with `erase --proof` or `gallery compact`.
     """
     names, vectors = read_arrays(embeddings)
-    with Client.connect(state) as client:
+    with connect(state) as client:
         opened = client.gallery(gallery)
         operation = operation or f"import-{hashlib.sha256(embeddings.read_bytes()).hexdigest()[:16]}"
         before = opened.operations.begin_import(len(names), operation)
@@ -192,7 +210,7 @@ def retain(
 @reporting
 def compact(gallery: GalleryId, state: State = None, as_json: Json = False) -> None:
     """Seal all open templates, and make blocks with erased ones again; returns when that is done."""
-    with Client.connect(state) as client, Progress(console=progress, transient=True) as bar:
+    with connect(state) as client, Progress(console=progress, transient=True) as bar:
         opened = client.gallery(gallery)
         operations = opened.operations
         if opened.info.custody == key_pb2.CUSTODY_CLIENT_HELD:

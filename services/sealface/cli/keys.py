@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from sealface.cli import held_keys, key_versions
 from sealface.cli.output import Json, State, console, fail, print_json, reporting
 from sealface.protocol import convert
 from sealface_client import Client, Credential
@@ -17,6 +18,9 @@ from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Keys, policies and callers.", no_args_is_help=True)
 KeyId = Annotated[str, typer.Argument(help="Id of the key.")]
+for module in (key_versions, held_keys):
+    for command in module.COMMANDS:
+        app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
 
 
 def _describe(key: key_pb2.Key) -> dict[str, Any]:

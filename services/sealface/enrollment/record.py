@@ -73,6 +73,7 @@ class NewGallery:
     fusion: int
     recognition: bytes
     retention_s: int | None = None
+    transform_digest: bytes | None = None
 
 
 class Record:
@@ -142,6 +143,7 @@ class Record:
                     next_slot=next_slot,
                     next_block=1,
                     retention_s=new.retention_s,
+                    transform_digest=new.transform_digest,
                     created=datetime.now(UTC),
                 )
             )

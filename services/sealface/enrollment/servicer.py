@@ -24,6 +24,7 @@ from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_p
 from sealface_protos.keys.v1 import key_pb2
 
 _CHANGES_A_MESSAGE = 10_000
+TRANSFORM_DIGEST_BYTES = 32
 LONGEST_RETENTION_S = 1000 * 366 * 86_400
 _LARGEST_EPOCH = 2**63 - 1  # that the record can hold
 # Which custody of the key each privacy level asks for; the level `image` comes with the inference service.
@@ -42,6 +43,10 @@ class WrongPrivacyLevel(InvalidInput):
 
 class WrongRetention(InvalidInput):
     """Templates cannot be kept for that long, or that short."""
+
+
+class WrongTransformDigest(InvalidInput):
+    """The digest of a transform has not the length of one."""
 
 
 class BlockTooLong(InvalidInput):
@@ -92,6 +97,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             fusion=gallery.fusion,
             recognition=_recognition(gallery.recognition),
             retention_s=_retention_s(gallery),
+            transform_digest=gallery.transform_digest or None,
         )
         await asyncio.to_thread(self._record.create_gallery, new)
         return await self._gallery(gallery_id)
@@ -276,6 +282,7 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             templates=templates,
             create_time=convert.timestamp(gallery.created),
             retention=retention,
+            transform_digest=gallery.transform_digest or b"",
         )
 
     async def _subject(self, gallery_id: str, subject: str) -> gallery_pb2.Subject:
@@ -344,3 +351,7 @@ def _check_gallery(gallery: gallery_pb2.Gallery) -> None:
         raise convert.missing("gallery.recognition.face_rule: FACE_RULE_REFUSE or FACE_RULE_LARGEST")
     if gallery.fusion != gallery_pb2.FUSION_NEAREST:
         raise convert.missing("gallery.fusion: FUSION_NEAREST")
+    if len(gallery.transform_digest) not in (0, TRANSFORM_DIGEST_BYTES):
+        raise WrongTransformDigest(
+            f"a transform's digest has {TRANSFORM_DIGEST_BYTES} bytes: leave it out for a gallery without a transform"
+        )

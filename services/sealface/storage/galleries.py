@@ -50,6 +50,7 @@ class Gallery:
         epoch: epoch of its last change.
         created: when.
         retention_s: seconds that a template is kept; None for ever.
+        transform_digest: of the seed of its callers' transform, 32 bytes; None without one.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Gallery:
     epoch: int
     created: datetime
     retention_s: int | None = None
+    transform_digest: bytes | None = None
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -172,6 +174,7 @@ def _gallery(row: sa.Row[Any]) -> Gallery:
         epoch=row.epoch,
         created=in_utc(row.created),
         retention_s=row.retention_s,
+        transform_digest=row.transform_digest,
     )
 
 

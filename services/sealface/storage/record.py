@@ -36,6 +36,9 @@ galleries = sa.Table(
     sa.Column("next_block", Number, nullable=False),
     sa.Column("retention_s", Number, nullable=True),  # how long a template is kept; none for ever
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+    sa.Column(
+        "transform_digest", sa.LargeBinary(32), nullable=True
+    ),  # of the seed of its callers' transform; none without
 )
 
 templates = sa.Table(
