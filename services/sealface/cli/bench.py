@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.table import Table
 
@@ -336,3 +337,26 @@ def cold(
     parts = [(name, value) for name, value in found.items() if isinstance(value, dict)]
     flat |= {f"{name}: {step}": value for name, steps in parts for step, value in steps.items()}
     console.print(_rows(flat, f"{templates:,} templates of {dim} elements into {workers} workers"))
+
+
+@app.command()
+@reporting
+def unlinkability(
+    embeddings: Annotated[Path, typer.Option(help="NPZ with `names` and `emb`, by person.")],
+    picture: Annotated[Path | None, typer.Option(help="Where histograms are written, as SVG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell people across two galleries by their embeddings: plain, and under each gallery's own transform."""
+    from sealface_bench import unlinkability as benchmark
+
+    faces = read_embeddings(embeddings)
+    found, scores = benchmark.measure(list(faces), np.stack(list(faces.values())))
+    if picture is not None:
+        picture.write_text(benchmark.picture(scores))
+    if as_json:
+        print_json(found)
+        return
+    table = Table("", "figure")
+    for name, value in found.items():
+        table.add_row(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
+    console.print(table)
