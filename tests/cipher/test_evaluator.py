@@ -438,8 +438,8 @@ class Used(Before):
         super().__init__(made)
         self.used: list[Zero] = []
 
-    def _zero(self) -> Zero:
-        self.used.append(super()._zero())
+    def _zero(self, seed: bytes | None = None) -> Zero:
+        self.used.append(super()._zero(seed))
         return self.used[-1]
 
 
@@ -535,9 +535,9 @@ class Masks(Evaluator):
 
     masks = 0
 
-    def _mask(self, shape: Shape, requested: NDArray[np.bool_]) -> Residues:
+    def _mask(self, shape: Shape, requested: NDArray[np.bool_], seed: bytes | None = None) -> Residues:
         self.masks += 1
-        return super()._mask(shape, requested)
+        return super()._mask(shape, requested, seed)
 
 
 def test_a_block_of_one_row_asked_for_whole_needs_no_mask_but_its_zero() -> None:

@@ -30,7 +30,7 @@ from sealface.cipher.renewal import Blinding
 from sealface.cipher.ring import Residues
 from sealface.cipher.switching import monomial
 from sealface.cipher.wire import MalformedCiphertext, pack, packed_size, unpack
-from sealface.cipher.zeros import Zeros, add
+from sealface.cipher.zeros import Zero, Zeros, add
 from sealface.errors import WrongState
 
 RESULT_POLYNOMIALS = 3
@@ -346,7 +346,7 @@ class Evaluator:
         shape = block.shape
         if requested.shape != (shape.capacity,):
             raise ValueError(f"a block of this shape has {shape.capacity} positions to ask for")
-        zero = self.zeros.take() if seed is None else self.zeros.draw(derived(seed, b"zero"))
+        zero = self._zero(seed)
         result = kernels.add_words(raw, zero.product, self._primes)
         if norms is not None and block.norms is not None:
             result[:2] = add(result[:2], add(block.norms, norms, self._moduli), self._moduli)
@@ -442,6 +442,9 @@ class Evaluator:
             for key, polynomial, added in zip(self._key, sums, randomised, strict=True):
                 added[:] = kernels.multiply_add(key, drawn[0], polynomial, self._primes)
         return out
+
+    def _zero(self, seed: bytes | None) -> Zero:
+        return self.zeros.take() if seed is None else self.zeros.draw(derived(seed, b"zero"))
 
     def _switch(self, residues: Residues, errors: NDArray[np.int64], mask: Residues | None) -> Residues:
         """Add the errors, divide by the second prime and round, add the mask: (3, 2, N) to (3, N) modulo the first."""
