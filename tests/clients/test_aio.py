@@ -22,6 +22,7 @@ from sealface_client.decisions import PendingDecision
 from sealface_client.faces import ImageUnreadable
 from sealface_client.gallery import AlreadyEnrolled, SubjectNotFound
 from sealface_client.key_folder import SecretKeyExists, SecretKeyMissing
+from sealface_client.keyed import Keyed
 from sealface_protos.keys.v1 import decision_pb2
 from tests.conftest import POLICY, both_schemes, dump, execute, near, person
 
@@ -531,13 +532,13 @@ async def test_what_the_service_refuses_of_many_stands_in_its_place(client, door
     monkeypatch.setattr(feed, "_LINGER_S", 0.5)
     for i in range(5):
         await door.enroll(f"s{i}", person(i))
-    probe_of, asked = door._probe, []
+    probe_of, asked = Keyed.probe, []
 
-    def spoilt(ciphertext):
+    def spoilt(keyed, ciphertext):
         asked.append(ciphertext)
-        return probe_of(b"random" if len(asked) in {2, 5} else ciphertext)
+        return probe_of(keyed, b"random" if len(asked) in {2, 5} else ciphertext)
 
-    monkeypatch.setattr(door, "_probe", spoilt)
+    monkeypatch.setattr(Keyed, "probe", spoilt)
     results = [result async for result in door.identify_many([person(i) for i in range(5)])]
     assert [getattr(result, "reason", None) for result in results] == [
         None,

@@ -295,3 +295,100 @@ async def test_the_holder_of_a_key_moves_its_gallery(suite, client):
     assert (await safe.verify("s2", person(2))).match
     assert [c.subject for c in (await safe.identify(person(101))).candidates] == ["b1"]
     assert not (await safe.identify(person(900))).match
+
+
+# --- clients that do not know
+
+
+async def moved_behind(client, gallery_id="door"):
+    """Move a gallery by another client than those that have it open."""
+    operator = await client.gallery(gallery_id)
+    await operator.operations.wait(await operator.rotate())
+
+
+async def test_many_calls_that_meet_a_moved_gallery_fetch_it_once(suite, client, monkeypatch):
+    door = await everybody(client, 3)
+    await moved_behind(client)
+    fetched, fetch = [], client.gallery
+
+    async def noted(gallery_id):
+        fetched.append(gallery_id)
+        return await fetch(gallery_id)
+
+    monkeypatch.setattr(client, "gallery", noted)
+    answers = await asyncio.gather(
+        *(door.verify(f"s{i % 3}", person(i % 3)) for i in range(8)),
+        *(door.identify(person(i % 3)) for i in range(8)),
+        *(door.enroll(f"t{i}", person(20 + i)) for i in range(8)),
+    )
+    assert all(answer.match for answer in answers[:16])
+    assert fetched == ["door"]
+    assert (await door.verify("t7", person(27))).match
+
+
+async def test_what_was_encrypted_before_a_gallery_was_fetched_again_is_not_taken_for_the_new_versions(
+    suite, client, monkeypatch
+):
+    """Another call notices, and fetches the gallery, between the encryption of a template and its sending."""
+    door = await everybody(client, 1)
+    await moved_behind(client)
+    encrypt = door._encrypt
+
+    async def overtaken(*arguments):
+        encrypted = await encrypt(*arguments)
+        await door.refresh()
+        return encrypted
+
+    monkeypatch.setattr(door, "_encrypt", overtaken)
+    await door.enroll("late", person(50))
+    monkeypatch.undo()
+    await moved_behind(client)
+    monkeypatch.setattr(door, "_encrypt", overtaken)
+    assert (await door.verify("late", person(50))).match
+    monkeypatch.undo()
+    await moved_behind(client)
+    monkeypatch.setattr(door, "_encrypt", overtaken)
+    assert [c.subject for c in (await door.identify(person(50))).candidates] == ["late"]
+
+
+async def test_a_changed_retention_does_not_hide_that_the_gallery_was_moved(suite, client):
+    door = await everybody(client, 1)
+    await moved_behind(client)
+    await door.keep_for(None)
+    await door.enroll("late", person(50))
+    assert (await door.verify("late", person(50))).match
+
+
+async def test_bulk_calls_go_on_under_the_new_version(suite, client):
+    door = await everybody(client, 1)
+    await moved_behind(client)
+    stored = [one async for one in door.enroll_many([(f"m{i}", person(60 + i)) for i in range(3)])]
+    assert [one.slot for one in stored] == [7, 8, 9]
+    await moved_behind(client)
+    found = [one async for one in door.identify_many([person(60), person(900)])]
+    assert [[c.subject for c in one.candidates] for one in found] == [["m0"], []]
+    await moved_behind(client)
+    people = [(f"n{i}", person(70 + i)) for i in range(3)]
+    assert [one.templates async for one in door.import_many(people)] == [3]
+    assert (await door.verify("n2", person(72))).match
+
+
+async def test_a_holder_opens_what_was_asked_under_the_version_that_it_was_asked_under(suite, client, monkeypatch):
+    safe = await client.create_gallery("safe", client_held=True)
+    await safe.enroll("s0", person(0))
+    update = safe._update_slots
+
+    async def overtaken():  # the last thing before an answer is opened
+        await update()
+        if safe.info.key_version == "keys/safe/versions/1":
+            await moved(safe)
+
+    async def moved(gallery):
+        other = await client.gallery(gallery.id)
+        await other.rotate()
+        await gallery.refresh()
+
+    await safe.enroll("s1", person(1))  # so that the table is behind
+    monkeypatch.setattr(safe, "_update_slots", overtaken)
+    assert [c.subject for c in (await safe.identify(person(0))).candidates] == ["s0"]
+    assert safe.info.key_version == "keys/safe/versions/2"

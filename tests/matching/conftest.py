@@ -10,14 +10,14 @@ from tests.conftest import Vector
 
 
 def probe_of(gallery: AsyncGallery, vector: Vector) -> messages.Probe:
-    return gallery._probe(gallery._encryptor.probe(vector))
+    return gallery._keyed.probe(gallery._encryptor.probe(vector))
 
 
 def verify_request(
     to: AsyncGallery, vector: Vector, claimed: list[int], **changed: Any
 ) -> tuple[messages.VerifyRequest, PendingDecision | None]:
     probe = probe_of(to, vector)
-    pending = to._ask(probe.ciphertext, claimed_slots=claimed)
+    pending = to._ask(probe, claimed_slots=claimed)
     fields = {
         "gallery": to.info.name,
         "probe": probe,
@@ -31,7 +31,7 @@ def identify_request(
     to: AsyncGallery, vector: Vector, **changed: Any
 ) -> tuple[messages.IdentifyRequest, PendingDecision | None]:
     probe = probe_of(to, vector)
-    pending = to._ask(probe.ciphertext, max_candidates=5)
+    pending = to._ask(probe, max_candidates=5)
     fields = {
         "gallery": to.info.name,
         "probe": probe,

@@ -381,7 +381,7 @@ async def test_a_shared_pass_goes_over_all_blocks_for_each(client, safe, passes)
         assert {part.layout_epoch for part in parts} == {3}
         results = [result for part in parts for result in part.scores.results]
         assert slots_of(results) == [1, 2, 3, 4]
-        slots, distances = safe._local_judge().distances(results)
+        slots, distances = safe._keyed.judge.distances(results)
         assert int(slots[np.argmin(distances)]) == i
         links = [(link.slot, link.lead) for part in parts for link in part.scores.links]
         assert links == [(4, 1)]

@@ -289,7 +289,7 @@ async def test_a_deadline_that_passes_leaves_nothing_half_done(services: LocalSe
                 assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 passed += 1
         assert passed >= 8
-        probe = gallery._probe(gallery._encryptor.probe(people.somebody()))
+        probe = gallery._keyed.probe(gallery._encryptor.probe(people.somebody()))
         identify = matching_service_pb2.IdentifyRequest(gallery="galleries/hurried", probe=probe, request_id="x")
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             _ = [part async for part in client.matching.Identify(identify, timeout=0.001)]

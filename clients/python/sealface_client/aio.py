@@ -27,6 +27,7 @@ from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError, translated
 from sealface_client.faces import Faces
 from sealface_client.gallery import AsyncGallery, duration
+from sealface_client.held_keys import LocalJudge
 from sealface_client.key_folder import KeyFolder
 from sealface_client.lifecycle import AsyncLifecycle
 from sealface_client.passphrases import Ask, from_environment
@@ -304,6 +305,14 @@ class AsyncClient:
             SecretKeyMissing: the key is not held here.
         """
         return self.scheme.opener(layout, self.key_folder.load(key_version))
+
+    def judge(self, key_version: str, layout: Layout, policy: Policy) -> LocalJudge:
+        """Decides on what is under a version of a client-held key.
+
+        Raises:
+            SecretKeyMissing: the key is not held here.
+        """
+        return LocalJudge(self.scheme, layout, self.key_folder.load(key_version), policy)
 
     async def galleries(self) -> list[gallery_pb2.Gallery]:
         """All galleries, by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -20,7 +21,21 @@ from sealface_protos.enrollment.v1 import enrollment_service_pb2_grpc, gallery_p
 _ATTEMPTS = 6  # over 6 s: what died is started again within a few
 _CHUNK_BYTES = 1 << 20
 
-Encrypt = Callable[[NDArray[np.float64]], Awaitable[bytes]]
+Encrypt = Callable[[NDArray[np.float64]], Awaitable[tuple[gallery_pb2.Gallery, bytes]]]
+"""Encrypts embeddings (n, d) as a block; also says for which gallery, as it was then."""
+_Sends = Callable[[], Awaitable[enrollment.ImportBlockResponse]]
+Repeat = Callable[[_Sends], Awaitable[enrollment.ImportBlockResponse]]
+"""Does something again if the gallery was moved to another key version meanwhile."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Embeddings of some subjects, and what they were encrypted as."""
+
+    subjects: list[str]
+    embeddings: NDArray[np.float64]
+    gallery: gallery_pb2.Gallery
+    data: bytes
 
 
 class BulkImport:
@@ -28,28 +43,28 @@ class BulkImport:
 
     Args:
         stub: the enrollment service.
-        gallery: the gallery.
         shape: of the blocks.
-        encrypt: a block of embeddings (n, d).
+        encrypt: makes blocks.
+        repeat: sends them under the key version that the gallery is under.
         timeout_s: deadline of each block's call.
-        operation_id: of the import that the blocks are part of, if they are.
+        operation: resource name of the import that the blocks are part of, if they are.
     """
 
     def __init__(
         self,
         stub: enrollment_service_pb2_grpc.EnrollmentServiceAsyncStub,
-        gallery: gallery_pb2.Gallery,
         shape: Shape,
         encrypt: Encrypt,
+        repeat: Repeat,
         timeout_s: float,
-        operation_id: str = "",
+        operation: str = "",
     ) -> None:
         self._stub = stub
-        self._gallery = gallery
         self._shape = shape
         self._encrypt = encrypt
+        self._repeat = repeat
         self._timeout_s = timeout_s
-        self._operation = f"{gallery.name}/operations/{operation_id}" if operation_id else ""
+        self._operation = operation
 
     async def run(self, faces: Iterable[tuple[str, NDArray[np.float64]]]) -> AsyncIterator[Imported]:
         """Import; yields after each block. What is wrong with a block is raised when those before it are stored."""
@@ -57,7 +72,7 @@ class BulkImport:
         sending: asyncio.Task[Imported] | None = None
         try:
             while True:
-                made: tuple[list[str], bytes] | None = None
+                made: _Block | None = None
                 failure: Exception | None = None
                 try:
                     made = await self._next(remaining)
@@ -70,31 +85,41 @@ class BulkImport:
                     raise failure
                 if made is None:
                     return
-                sending = asyncio.create_task(self._send(*made))
+                sending = asyncio.create_task(self._send(made))
         finally:
             if sending is not None:
                 sending.cancel()
 
-    async def _next(self, faces: Iterator[tuple[str, NDArray[np.float64]]]) -> tuple[list[str], bytes] | None:
+    async def _next(self, faces: Iterator[tuple[str, NDArray[np.float64]]]) -> _Block | None:
         batch = list(islice(faces, self._shape.capacity))
         if not batch:
             return None
         subjects = [names.check_opaque(subject, "subject") for subject, _ in batch]
         embeddings = [self._shape.layout.checked(embedding) for _, embedding in batch]
-        return subjects, await self._encrypt(np.stack(embeddings))
+        stacked = np.stack(embeddings)
+        return _Block(subjects, stacked, *await self._encrypt(stacked))
 
-    async def _send(self, subjects: list[str], data: bytes) -> Imported:
-        header = enrollment.ImportBlockHeader(
-            gallery=self._gallery.name,
-            columns=self._shape.columns,
-            subject_ids=subjects,
-            key_version=self._gallery.key_version,
-            parameter_set=self._gallery.parameter_set,
-            request_id=uuid.uuid4().hex,
-            operation=self._operation,
-        )
-        response = await self._insist(header, data)
-        return Imported(subjects[-1], response.first_slot, len(subjects), len(data))
+    async def _send(self, block: _Block) -> Imported:
+        request_id = uuid.uuid4().hex
+        made: _Block | None = block
+
+        async def attempt() -> enrollment.ImportBlockResponse:
+            nonlocal made
+            sent = made or _Block(block.subjects, block.embeddings, *await self._encrypt(block.embeddings))
+            made = None  # what was refused is encrypted anew
+            header = enrollment.ImportBlockHeader(
+                gallery=sent.gallery.name,
+                columns=self._shape.columns,
+                subject_ids=sent.subjects,
+                key_version=sent.gallery.key_version,
+                parameter_set=sent.gallery.parameter_set,
+                request_id=request_id,
+                operation=self._operation,
+            )
+            return await self._insist(header, sent.data)
+
+        response = await self._repeat(attempt)
+        return Imported(block.subjects[-1], response.first_slot, len(block.subjects), len(block.data))
 
     async def _insist(self, header: enrollment.ImportBlockHeader, data: bytes) -> enrollment.ImportBlockResponse:
         """Repeat a call that failed: it may have stored the block, and is then told so under its request id."""

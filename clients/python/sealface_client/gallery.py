@@ -26,7 +26,7 @@ from sealface_client.bulk import BulkImport
 from sealface_client.decisions import PendingDecision
 from sealface_client.errors import ServiceError, from_status, translated
 from sealface_client.faces import Face, pipeline_of
-from sealface_client.held_keys import LocalJudge
+from sealface_client.keyed import Keyed
 from sealface_client.operations import AsyncOperations, Operation
 from sealface_client.outgoing import Outgoing
 from sealface_client.renewal import renew_blocks
@@ -78,8 +78,10 @@ class AsyncGallery:
         self._encryptor: Encryptor = transformed(encryptor, client.key_folder, gallery, self.layout)
         self._encrypting = asyncio.Lock()  # SEAL objects are for one thread at a time
         self._slots = SlotTable(gallery.name, client.enrollment)
+        self._refreshing = asyncio.Lock()
         self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
-        self._judge: LocalJudge | None = None
+        make_judge = partial(client.judge, gallery.key_version, self.layout, self.policy)
+        self._keyed = Keyed(gallery, self._encryptor, make_judge)
         self.operations = AsyncOperations(client.operations, gallery.name, client.timeout_s)
 
     @property
@@ -95,7 +97,7 @@ class AsyncGallery:
         """
         now = await self._client.gallery(self.id)
         self.info, self.policy, self.layout, self.managed = now.info, now.policy, now.layout, now.managed
-        self._encryptor, self._judge = now._encryptor, None
+        self._encryptor, self._keyed = now._encryptor, now._keyed
 
     async def rotate(self) -> Operation:
         """Move the gallery to a new version of its key while it is searched.
@@ -179,12 +181,10 @@ class AsyncGallery:
                     yield failure
                 size, subject, face = outgoing.take()
                 if response.HasField("error"):
-                    failed = from_status(response.error)
-                    if not _moved(failed):
-                        yield failed
-                        continue
-                    await self.refresh()
-                    yield await self.enroll(subject, face)
+                    failed: SealfaceError | Enrolled = from_status(response.error)
+                    if isinstance(failed, SealfaceError) and _moved(failed):
+                        failed = await self._tried(self.enroll(subject, face))
+                    yield failed
                 else:
                     template = response.enrolled.template
                     yield Enrolled(template.name, template.slot, size)
@@ -211,21 +211,25 @@ class AsyncGallery:
         """
         shape = self.layout.best_shape(expected + self.info.templates)
 
-        async def encrypt(embeddings: NDArray[np.float64]) -> bytes:
-            return await self._encrypt(partial(self._encryptor.block, shape), embeddings)
+        async def encrypt(embeddings: NDArray[np.float64]) -> tuple[gallery_pb2.Gallery, bytes]:
+            keyed = self._keyed
+            return keyed.info, await self._encrypt(partial(keyed.encryptor.block, shape), embeddings)
 
-        bulk = BulkImport(self._client.enrollment, self.info, shape, encrypt, self._client.timeout_s, operation_id)
+        operation = f"{self.info.name}/operations/{operation_id}" if operation_id else ""
+        stub, timeout_s = self._client.enrollment, self._client.timeout_s
+        bulk = BulkImport(stub, shape, encrypt, self._under_its_key, timeout_s, operation)
         async for imported in bulk.run(faces):
             yield imported
 
     async def _enroll_request(self, subject: str, face: Face, request_id: str | None) -> enrollment.EnrollRequest:
         names.check_opaque(subject, "subject")
+        embedding, keyed = await self.embed(face), self._keyed
         return enrollment.EnrollRequest(
-            gallery=self.info.name,
+            gallery=keyed.info.name,
             subject_id=subject,
-            ciphertext=await self._encrypt(self._encryptor.template, await self.embed(face)),
-            key_version=self.info.key_version,
-            parameter_set=self.info.parameter_set,
+            ciphertext=await self._encrypt(keyed.encryptor.template, embedding),
+            key_version=keyed.info.key_version,
+            parameter_set=keyed.info.parameter_set,
             request_id=request_id or uuid.uuid4().hex,
         )
 
@@ -248,11 +252,12 @@ class AsyncGallery:
             claimed = self._slots.slots(subject)
             if not claimed:
                 raise SubjectNotFound("the gallery has no such subject: list its subjects, or enrol it")
-            probe = await self._encrypt(self._encryptor.probe, embedding)
+            keyed = self._keyed
+            probe = keyed.probe(await self._encrypt(keyed.encryptor.probe, embedding))
             pending = self._ask(probe, claimed_slots=claimed)
             request = matching.VerifyRequest(
                 gallery=self.info.name,
-                probe=self._probe(probe),
+                probe=probe,
                 claimed_slots=claimed,
                 decision_request=pending.signed if pending else None,
             )
@@ -262,7 +267,7 @@ class AsyncGallery:
             if pending:
                 decision, _ = pending.read(response.decision, await self._client.verifying_key())
             else:
-                decision = self._local_judge().verify(response.scores.results, claimed)
+                decision = keyed.judge.verify(response.scores.results, claimed)
             return decision
 
         decision = await self._insist(attempt)
@@ -335,7 +340,7 @@ class AsyncGallery:
                         raise from_status(response.error)
                     decision, searched = await self._read(search)
                 except SealfaceError as error:
-                    yield await self.identify(face, most) if _moved(error) else error
+                    yield await self._tried(self.identify(face, most)) if _moved(error) else error
                     continue
                 ms = (time.perf_counter() - started) * 1e3
                 yield self._identification(decision, searched, ms, search.request.ByteSize())
@@ -355,7 +360,7 @@ class AsyncGallery:
             SubjectNotFound: the gallery has no such subject.
             SecretKeyMissing: the key is not held here.
         """
-        self._local_judge()  # before anything is sent
+        _ = self._keyed.judge  # before anything is sent
         if not self._slots.slots(subject):
             await self._update_slots()
         claimed = self._slots.slots(subject)
@@ -364,11 +369,12 @@ class AsyncGallery:
         embedding = await self.embed(face)
 
         async def attempt() -> float:
-            probe = await self._encrypt(self._encryptor.probe, embedding)
-            request = matching.VerifyRequest(gallery=self.info.name, probe=self._probe(probe), claimed_slots=claimed)
+            keyed = self._keyed
+            probe = keyed.probe(await self._encrypt(keyed.encryptor.probe, embedding))
+            request = matching.VerifyRequest(gallery=self.info.name, probe=probe, claimed_slots=claimed)
             with translated("matching"):
                 response = await self._client.matching.Verify(request, timeout=self._client.timeout_s)
-            return float(self._local_judge().distances(response.scores.results, dithered=dithered)[1].min())
+            return float(keyed.judge.distances(response.scores.results, dithered=dithered)[1].min())
 
         return await self._under_its_key(attempt)
 
@@ -378,7 +384,7 @@ class AsyncGallery:
         Raises:
             SecretKeyMissing: the key is not held here.
         """
-        self._local_judge()  # before anything is sent
+        _ = self._keyed.judge  # before anything is sent
         embedding = await self.embed(face)
 
         async def attempt() -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
@@ -386,7 +392,7 @@ class AsyncGallery:
             with translated("matching"):
                 async for part in self._client.matching.Identify(search.request, timeout=self._client.timeout_s):
                     search.take(part)
-            return self._local_judge().distances(search.results)
+            return search.keyed.judge.distances(search.results)
 
         return await self._under_its_key(attempt)
 
@@ -450,28 +456,32 @@ class AsyncGallery:
             SecretKeyMissing: the key is not held here.
             ServiceError: what is wrong; it may be repeated.
         """
-        opener = self._local_judge().opener
-        stub = self._client.enrollment
-        return await renew_blocks(stub, self.info.name, self.info.key_version, self.layout, opener)
+        keyed, stub = self._keyed, self._client.enrollment
+        return await renew_blocks(stub, self.info.name, keyed.info.key_version, self.layout, keyed.judge.opener)
 
     async def keep_for(self, retention: timedelta | None) -> None:
         """Set how long templates are kept after they were enrolled; None until they are erased."""
         gallery = gallery_pb2.Gallery(name=self.info.name, retention=duration(retention))
         request = enrollment.UpdateGalleryRequest(gallery=gallery, update_mask=FieldMask(paths=["retention"]))
         with translated("enrollment"):
-            self.info = await self._client.enrollment.UpdateGallery(request, timeout=self._client.timeout_s)
+            changed = await self._client.enrollment.UpdateGallery(request, timeout=self._client.timeout_s)
+        if changed.key_version == self.info.key_version:
+            self.info = changed
+        else:  # it was moved meanwhile
+            await self.refresh()
 
     async def _search(self, embedding: NDArray[np.float64], most: int | None) -> Search:
         most = min(most or self.policy.max_candidates, self.policy.max_candidates)
-        probe = await self._encrypt(self._encryptor.probe, embedding)
+        keyed = self._keyed
+        probe = keyed.probe(await self._encrypt(keyed.encryptor.probe, embedding))
         pending = self._ask(probe, max_candidates=most)
         request = matching.IdentifyRequest(
             gallery=self.info.name,
-            probe=self._probe(probe),
+            probe=probe,
             decision_request=pending.signed if pending else None,
             request_id=uuid.uuid4().hex,
         )
-        return Search(request, pending, most)
+        return Search(request, pending, most, keyed)
 
     async def _read(self, search: Search) -> tuple[Decision, float]:
         """The decision of a search whose answer is complete, and the share that was searched."""
@@ -479,7 +489,7 @@ class AsyncGallery:
         if search.epoch != self._slots.epoch:
             await self._update_slots()
         if search.pending is None:
-            return self._local_judge().identify(search.results, search.links, search.most), search.searched
+            return search.keyed.judge.identify(search.results, search.links, search.most), search.searched
         if search.sealed is None:
             raise DecisionNotGenuine("the matching service sent no decision: ask again")
         return search.pending.read(search.sealed, await self._client.verifying_key())
@@ -503,30 +513,19 @@ class AsyncGallery:
             with translated("enrollment"):
                 await self._slots.update(self._client.timeout_s)
 
-    def _probe(self, ciphertext: bytes) -> matching.Probe:
-        return matching.Probe(
-            ciphertext=ciphertext, key_version=self.info.key_version, parameter_set=self.info.parameter_set
-        )
-
     def _ask(
-        self, probe: bytes, claimed_slots: list[int] | None = None, max_candidates: int = 0
+        self, probe: matching.Probe, claimed_slots: list[int] | None = None, max_candidates: int = 0
     ) -> PendingDecision | None:
         if not self.managed:
             return None
         return PendingDecision.ask(
             self._client.credential,
             gallery=self.info.name,
-            key_version=self.info.key_version,
-            probe=probe,
+            key_version=probe.key_version,
+            probe=probe.ciphertext,
             claimed_slots=claimed_slots or (),
             max_candidates=max_candidates,
         )
-
-    def _local_judge(self) -> LocalJudge:
-        if self._judge is None:
-            secret = self._client.key_folder.load(self.info.key_version)
-            self._judge = LocalJudge(self._client.scheme, self.layout, secret, self.policy)
-        return self._judge
 
     def _confidence(self, distance: float | None) -> float | None:
         if distance is None:
@@ -537,16 +536,30 @@ class AsyncGallery:
 
     async def _under_its_key(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat an attempt if the gallery has been moved to another key version meanwhile."""
+        version = self._keyed.info.key_version
         try:
             return await attempt()
         except SealfaceError as error:
-            version = self.info.key_version
             if not _moved(error):
                 raise
-            await self.refresh()
-            if self.info.key_version == version:  # it is not that
+            await self._follow(version)
+            if self._keyed.info.key_version == version:  # it is not that
                 raise
         return await attempt()
+
+    @staticmethod
+    async def _tried(call: Awaitable[_T]) -> _T | SealfaceError:
+        """What comes of a call, or what went wrong."""
+        try:
+            return await call
+        except SealfaceError as error:
+            return error
+
+    async def _follow(self, version: str) -> None:
+        """Fetch the gallery again if it is not known yet that it is under another version than that."""
+        async with self._refreshing:
+            if self._keyed.info.key_version == version:
+                await self.refresh()
 
     async def _insist(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """Repeat an attempt that failed for a while, each with a probe and a nonce of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sealface_client.decisions import PendingDecision
+from sealface_client.keyed import Keyed
 from sealface_protos.keys.v1 import decision_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as matching
 
@@ -16,6 +17,7 @@ class Search:
     request: matching.IdentifyRequest
     pending: PendingDecision | None
     most: int
+    keyed: Keyed
     sealed: decision_pb2.SealedDecision | None = None
     results: list[decision_pb2.ScoreResult] = field(default_factory=list)
     links: list[tuple[int, int]] = field(default_factory=list)
