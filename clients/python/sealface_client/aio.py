@@ -312,7 +312,8 @@ class AsyncClient:
         Raises:
             SecretKeyMissing: the key is not held here.
         """
-        return LocalJudge(self.scheme, layout, self.key_folder.load(key_version), policy)
+        _, number = names.key_version(key_version)
+        return LocalJudge(self.scheme, layout.under(number), self.key_folder.load(key_version), policy)
 
     async def galleries(self) -> list[gallery_pb2.Gallery]:
         """All galleries, by name."""

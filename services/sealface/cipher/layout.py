@@ -16,7 +16,7 @@ and the probe holds -2q, so that the sum is |t - q|^2. docs/engine.md draws all 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -64,12 +64,15 @@ class Layout:
         dimension: elements of an embedding.
         metric: the gallery's metric.
         largest_norm: B, the bound on |t| for the euclidean metric, in units of the embedding; 1 otherwise.
+        rotations: how often ciphertexts may have been moved to another key version: noise is added each time. Who opens
+            them knows it; nothing else depends on it.
     """
 
     parameters: ParameterSet
     dimension: int
     metric: Metric
     largest_norm: float = 1.0
+    rotations: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.dimension <= self.parameters.degree // 2:
@@ -89,6 +92,10 @@ class Layout:
         """
         chosen = parameter_set(parameters) if parameters else for_dimension(dimension)
         return cls(chosen, dimension, metric, 1.0 if metric.normalised else largest_norm)
+
+    def under(self, version: int) -> Layout:
+        """The same for what is under a numbered version of a key: moved there from each before it, at most."""
+        return replace(self, rotations=version - 1)
 
     @cached_property
     def stride(self) -> int:
@@ -319,16 +326,19 @@ class Shape:
         """Standard deviation of a full block's opened scores, in units of a score: an upper bound (docs/engine.md).
 
         Fresh noise of SEAL's encryption is the rounding of its modulus switch, (1 + s)/12 in variance; admission adds
-        an encryption of zero without one, e u + e0 + e1 s; a key switch adds a rounding like SEAL's, and each level of
-        an expansion doubles the energy of the noise before it; a result adds the rounding of its own switch,
-        multiplied by 1, s and s^2. Secrets are uniform ternary, errors centred binomial with variance 21/2.
+        an encryption of zero without one, e u + e0 + e1 s; a rotation adds two of these and an error; a key switch adds
+        a rounding like SEAL's, and each level of an expansion doubles the energy of the noise before it; a result adds
+        the rounding of its own switch, multiplied by 1, s and s^2. Secrets are uniform ternary, errors centred binomial
+        with variance 21/2.
         """
         parameters, d1 = self.layout.parameters, self.columns
         n, secret, error = parameters.degree, 2 / 3, 21 / 2
         rounding = (1 + n * secret) / 12
-        admitted = rounding + error * (1 + 2 * n * secret)
+        zero = error * (1 + 2 * n * secret)
+        admitted = rounding + zero
+        stored = admitted + self.layout.rotations * (2 * zero + error)
         deepest = _sealed_columns(self.layout)[-1]
-        of_column = n / self.layout.stride * admitted + (d1**2 * rounding if self.sealed else 0)
+        of_column = n / self.layout.stride * stored + (d1**2 * rounding if self.sealed else 0)
         of_leaf = admitted / d1 + (deepest**2 / d1 * rounding if self.sealed else 0)
         probe_norm2 = 1.0 if self.layout.metric.normalised else 4.0
         product = of_column * probe_norm2 / parameters.template_scale**2

@@ -316,6 +316,7 @@ class Hearing:
         self.begun = begun
         self.key = key
         self._opener = opener
+        self._layout = key.layout.under(account.version) if key else None
         self._refusal = refusal
         self._heard = 0
         self.compared = 0
@@ -345,11 +346,11 @@ class Hearing:
             raise TooManyScores(f"a decision of this kind is made on at most {most:,} scores", limit=most)
         self.compared += sum(int(np.count_nonzero(r.slots)) for r in results)
         self.digests.extend(map(result_digest, results))
-        if self.key is None or self._opener is None or not results:
+        if self._layout is None or self._opener is None or not results:
             return
         started = time.perf_counter()
         try:
-            slots, distances = open_results(self._opener, self.key.layout, results, dithered=True)
+            slots, distances = open_results(self._opener, self._layout, results, dithered=True)
         except MalformedCiphertext:
             self._refusal = self._refusal or Refusal.MALFORMED
         except ScoresNotGenuine:

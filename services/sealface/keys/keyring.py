@@ -356,7 +356,7 @@ class Keyring:
             if held in self._openers:
                 self._openers.move_to_end(held)
                 return self._openers[held]
-        opener = self._scheme.opener(key.layout, self.secret(key_id, number))
+        opener = self._scheme.opener(key.layout.under(number), self.secret(key_id, number))
         with self._lock:
             self._openers[held] = opener
             if len(self._openers) > _OPENERS:
