@@ -1,23 +1,26 @@
 """A gallery is moved to the next version of its key while it is used; what is decided stays right throughout."""
 
 import asyncio
+from dataclasses import replace
 
+import grpc
 import numpy as np
 import pytest
 
-from sealface.enrollment import rotation
+from sealface.enrollment import housekeeper, key_source, rotation
+from sealface.enrollment.asked import Asked
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.operations import Kind, Operations, State
 from sealface.enrollment.record import Record
 from sealface.enrollment.versions import RotationUnderWay, Versions
 from sealface.storage.galleries import Galleries
 from sealface_client import ServiceError
-from sealface_protos.enrollment.v1 import operation_pb2
+from sealface_protos.enrollment.v1 import enrollment_service_pb2, operation_pb2
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2
 from tests.conftest import both_schemes, person, refused, select
 from tests.storage.conftest import engine, new_gallery, path, postgresql_server, postgresql_url  # noqa: F401
 
-k, o = key_service_pb2, operation_pb2
+e, k, o = enrollment_service_pb2, key_service_pb2, operation_pb2
 FIRST, SECOND, THIRD = (f"keys/door/versions/{number}" for number in (1, 2, 3))
 TABLES = ("template_ciphertexts", "block_ciphertexts", "gallery_versions", "gallery_evaluation_keys")
 
@@ -220,6 +223,47 @@ async def test_a_rotation_goes_on_where_it_was_when_either_side_comes_back(suite
     ended = await door.operations.wait(operation)
     assert ended.rotated.key_version == SECOND
     await all_right(door, 6)
+
+
+async def test_what_waits_for_no_key_service_goes_on_while_a_rotation_does(suite, client, monkeypatch):
+    monkeypatch.setattr(housekeeper, "_AWAY_S", 0.2)
+    monkeypatch.setattr(rotation, "_TEMPLATES_AT_ONCE", 1)
+    door = await everybody(client, 40)
+    operation = await door.rotate()
+    await suite.stop("keys")
+    if (await door.operations.get(operation.name.rpartition("/")[2])).state == o.OPERATION_STATE_RUNNING:
+        compacted = await asyncio.wait_for(door.operations.wait(await door.operations.begin_compaction()), 20)
+        assert compacted.compacted.blocks >= 1
+        erased = await asyncio.wait_for(door.operations.wait(await door.operations.begin_erasure("s7")), 20)
+        assert erased.erased.complete
+    await suite.start("keys")
+    assert (await door.operations.wait(operation)).rotated.key_version == SECOND
+    assert (await door.verify("s8", person(8))).match
+    with refused("NOT_FOUND", "SUBJECT_NOT_FOUND"):
+        await client.enrollment.GetSubject(e.GetSubjectRequest(name="galleries/door/subjects/s7"))
+
+
+@pytest.mark.parametrize("state", ["another primary version", "away", "sealed"])
+async def test_what_the_key_service_says_is_waited_for_or_ends_a_rotation(suite, client, state):
+    """That it is away, or sealed: later. That a version is not the one to move to: an operator has to look."""
+    shape = (await client.create_gallery("door")).layout.group
+    asked = Asked(FIRST, 1, bytes(shape.ciphertexts), target_version=SECOND, templates=1)
+    if state == "away":
+        await suite.stop("keys")
+    if state == "sealed":
+        key = suite.keys / "key-encryption.key"
+        key.rename(key.with_suffix(".away"))
+        await suite.restart("keys")
+        asked = replace(asked, target_version="")
+    async with grpc.aio.insecure_channel(suite.addresses["keys"]) as channel:
+        source = key_source.KeySource(channel, suite.scheme)
+        if state == "another primary version":
+            with pytest.raises(key_source.KeyServiceRefused) as caught:
+                await source.renew(asked)
+            assert caught.value.reason == "NOT_THE_PRIMARY_VERSION"
+        else:
+            with pytest.raises(key_source.KeyServiceUnavailable):
+                await source.renew(asked)
 
 
 async def test_a_cancelled_rotation_leaves_nothing(suite, client, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from sealface.enrollment.rotation import Rotator
 from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.versions import Versions
 from sealface.errors import SealfaceError, Unavailable
+from sealface.storage.database import RecordUnavailable
 from sealface.storage.galleries import Galleries, Gallery
 
 _log = structlog.get_logger("sealface.housekeeper")
@@ -27,6 +29,7 @@ _NICE = 10
 _PAGE = 100
 _LOOK_S = 15.0  # what other servers have left to do, and what has expired
 _SOON_S = 1.0
+_AWAY_S = 3.0  # a rotation asks a key service that is away no more often
 
 
 class _Stopped(Exception):
@@ -69,6 +72,7 @@ class Housekeeper:
         self._rotator = rotator
         self._versions = versions
         self._ask = ask
+        self._not_before: dict[str, float] = {}  # by gallery, when its rotation asks the key service again
         self._changed = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
@@ -141,7 +145,10 @@ class Housekeeper:
     def _waiting(self, gallery: Gallery) -> list[Operation]:
         """What is to be seen to here; a gallery whose key the client holds is moved by the client."""
         waiting = self._operations.waiting(gallery.id)
-        return [one for one in waiting if gallery.managed or one.kind is not Kind.ROTATION]
+        here = [one for one in waiting if gallery.managed or one.kind is not Kind.ROTATION]
+        return sorted(
+            here, key=lambda one: one.kind is Kind.ROTATION
+        )  # it takes long, and may wait for the key service
 
     def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
         """Do all that can be done now; whether there is nothing to go on with soon."""
@@ -165,7 +172,7 @@ class Housekeeper:
             if operation.kind is Kind.ERASURE:
                 return self._eraser.run(operation, gallery, lease, pause)
             if operation.kind is Kind.ROTATION:
-                return self._rotator.run(operation, gallery, lease, pause, self._ask)
+                return self._rotate(operation, gallery, lease, pause)
             if operation.kind is Kind.EXPIRY:
                 self._expire(operation, gallery, lease, pause)
             else:
@@ -177,6 +184,19 @@ class Housekeeper:
             if operation.kind is not Kind.ERASURE:  # it cannot be begun again: it waits until that is mended
                 self._operations.fail(operation, lease, error)
         return False
+
+    def _rotate(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
+        """Go on with a rotation; where the key service is away all else goes on, and it is asked again."""
+        if time.monotonic() < self._not_before.get(gallery.id, 0.0):
+            return True
+        try:
+            return self._rotator.run(operation, gallery, lease, pause, self._ask)
+        except RecordUnavailable:
+            raise
+        except Unavailable as error:
+            self._not_before[gallery.id] = time.monotonic() + _AWAY_S
+            _log.warning("rotation waits", operation=operation.id, reason=error.reason)
+            return True
 
     def _compact(self, operation: Operation, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> None:
         done = operation.done

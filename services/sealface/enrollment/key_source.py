@@ -11,9 +11,9 @@ import grpc
 
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.asked import Asked
-from sealface.errors import Unavailable
+from sealface.errors import SealfaceError, Unavailable, WrongState
 from sealface.protocol import convert
-from sealface.runtime.status import from_rpc_error
+from sealface.runtime.status import UpstreamError, from_rpc_error
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
 _DEADLINE_S = 20.0
@@ -23,6 +23,19 @@ _CHUNK_BYTES = 1 << 20
 
 class KeyServiceUnavailable(Unavailable):
     """The key service does not answer."""
+
+
+class KeyServiceRefused(WrongState):
+    """The key service's state does not allow it; the reason is the key service's."""
+
+    def __init__(self, said: UpstreamError) -> None:
+        super().__init__(said.message, **said.metadata)
+        self._reason = said.reason
+
+    @property
+    def reason(self) -> str:
+        """The key service's reason."""
+        return self._reason
 
 
 class KeySource:
@@ -70,8 +83,9 @@ class KeySource:
             asked: what; once, a call that failed is blinded anew.
 
         Raises:
-            KeyServiceUnavailable: try again.
-            SealfaceError: what the key service said, a client-held key for one.
+            KeyServiceUnavailable: try again; also while it is sealed, or its own database is locked.
+            KeyServiceRefused: a version is disabled, or not the one to move to any more; or the client holds the key.
+            SealfaceError: what else the key service said.
         """
         header = key_service_pb2.RenewBlockHeader(
             key_version=asked.key_version,
@@ -88,8 +102,17 @@ class KeySource:
                 if len(renewed) > len(blinded):
                     break  # its length is refused where it is parsed
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, KeyServiceUnavailable("the key service does not answer: try again")) from None
+            raise _of(error) from None
         return bytes(renewed)
+
+
+def _of(error: grpc.aio.AioRpcError) -> SealfaceError:
+    """What a failed renewal means to whoever has it in hand."""
+    away = KeyServiceUnavailable("the key service does not answer: try again")
+    said = from_rpc_error(error, away)
+    if not isinstance(said, UpstreamError) or said.code is grpc.StatusCode.UNAVAILABLE:
+        return away
+    return KeyServiceRefused(said) if said.code is grpc.StatusCode.FAILED_PRECONDITION else said
 
 
 def _messages(header: key_service_pb2.RenewBlockHeader, data: bytes) -> Iterator[key_service_pb2.RenewBlockRequest]:
