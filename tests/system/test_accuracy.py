@@ -96,6 +96,34 @@ async def test_decisions_on_lfw_differ_within_the_error_alone(services: LocalSer
     assert found["tar"] > 0.5 > 0.1 > found["far"]
 
 
+def test_a_transform_changes_no_decision_on_photographs(services: LocalServices) -> None:
+    found = evaluated(services, "--pairs", DATA / "faces" / "pairs.csv", "--images", DATA / "faces", "--transform")
+    assert (found["pairs"], found["decisions_equal_to_plaintext"]) == (300, 300)
+    assert 0 < found["max_abs_score_error"] < LARGEST_ERROR
+
+
+async def test_a_transform_changes_no_decision_on_lfw(services: LocalServices) -> None:
+    """Beyond the scores' error: the pairs nearest to the threshold are among them."""
+    pairs, embeddings = subset("cosine", SUBSET // 2, NEAREST)
+    limit = models.threshold("Dlib", "cosine")
+    async with AsyncClient.connect(services.state) as client:
+        galleries = [
+            await client.create_gallery(
+                f"turned-{name}", policy=Policy(limit, limit), client_held=name == "held", transform=True
+            )
+            for name in ("managed", "held")
+        ]
+        assert galleries[0].info.transform_digest != galleries[1].info.transform_digest
+        outcomes = await evaluate._compare(*galleries, pairs, embeddings, Metric.COSINE)
+    found = evaluate.summarise(pairs, outcomes, limit, 0)
+    print(json.dumps(found))
+    error = found["max_abs_score_error"]
+    assert 0 < error < LARGEST_ERROR
+    differing = [outcome for outcome in outcomes if outcome.match != (outcome.plaintext <= limit)]
+    assert all(abs(outcome.plaintext - limit) <= error for outcome in differing)
+    assert found["decisions_equal_to_plaintext"] == len(pairs) - len(differing) >= len(pairs) - 20
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "euclidean_l2", "angular"])
 def test_the_other_metrics(services: LocalServices, tmp_path: Path, metric: str) -> None:
     pairs, _ = subset(metric, 60, 20)

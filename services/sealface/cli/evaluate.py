@@ -8,6 +8,7 @@ import statistics
 import uuid
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from zipfile import BadZipFile
@@ -170,8 +171,9 @@ async def run(
     pipeline: Pipeline,
     metric: Metric,
     threshold: float,
+    transform: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate; galleries made for it are erased at the end. Their keys stay, the key service destroys none yet."""
+    """Evaluate; galleries made for it are erased at the end, and their keys destroyed."""
     usable = [pair for pair in pairs if pair.x in embeddings and pair.y in embeddings]
     if not usable:
         raise PairsUnreadable("no pair has both faces: nothing to evaluate")
@@ -187,6 +189,7 @@ async def run(
                 metric=metric,
                 policy=policy,
                 client_held=kind == "held",
+                transform=transform,
             )
             galleries.append(gallery)
         try:
@@ -194,6 +197,10 @@ async def run(
         finally:
             for gallery in galleries:
                 await client.delete_gallery(gallery.id)
+                await client.lifecycle.destroy(gallery.id, 1, timedelta())
+                for name in client.key_folder.names():
+                    if name.split("/")[1] == gallery.id:
+                        client.key_folder.remove(name)
     return summarise(usable, outcomes, threshold, len(pairs) - len(usable))
 
 
@@ -206,6 +213,9 @@ def evaluate(
     detector: Annotated[str, typer.Option(help="Face detector, as DeepFace names it.")] = "dlib",
     metric: Annotated[Metric, typer.Option(help="Distance.")] = Metric.COSINE,
     threshold: Annotated[float | None, typer.Option(help="Verification threshold; default DeepFace's.")] = None,
+    transform: Annotated[
+        bool, typer.Option("--transform", help="Galleries whose embeddings are transformed by a secret matrix.")
+    ] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -226,7 +236,7 @@ def evaluate(
             wanted = (name for pair in listed for name in (pair.x, pair.y))
             assert images is not None  # noqa: S101 - one of the two is named
             found = asyncio.run(embed_images(images, wanted, pipeline))
-        summary = asyncio.run(run(where, listed, found, pipeline, metric, chosen))
+        summary = asyncio.run(run(where, listed, found, pipeline, metric, chosen, transform))
     if as_json:
         print_json(summary)
         return
