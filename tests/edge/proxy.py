@@ -14,6 +14,7 @@ class Tap(grpc.GenericRpcHandler):
 
     Attributes:
         requests: bytes of the messages to the service.
+        seen: (method, direction, bytes) of every message and of every call's end, in order.
         waits: (method, seconds its caller gave it), in order.
         held: methods that get no answer.
     """
@@ -21,6 +22,7 @@ class Tap(grpc.GenericRpcHandler):
     def __init__(self, target: str) -> None:
         self._target = target
         self.requests: list[bytes] = []
+        self.seen: list[tuple[str, str, int]] = []
         self.waits: list[tuple[str, float | None]] = []
         self.ended: list[str] = []
         self.held: set[str] = set()
@@ -55,15 +57,18 @@ class Tap(grpc.GenericRpcHandler):
                 async def tapped() -> AsyncIterator[bytes]:
                     async for request in requests:
                         self.requests.append(request)
+                        self.seen.append((name, "request", len(request)))
                         yield request
 
                 call = self._channel.stream_stream(method)(tapped(), metadata=metadata)
                 async for response in call:
+                    self.seen.append((name, "response", len(response)))
                     yield response
                 context.set_trailing_metadata(tuple(await call.trailing_metadata()))
             except grpc.aio.AioRpcError as error:
                 await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata()))
             finally:
                 self.ended.append(name)
+                self.seen.append((name, "end", 0))
 
         return grpc.stream_stream_rpc_method_handler(pass_on)

@@ -102,7 +102,7 @@ async def test_a_gallery_made_anew_under_a_key_of_another_name_is_not_trusted(zo
 @pytest.fixture
 async def client(zones: Zones):  # type: ignore[no-untyped-def]
     endpoints = Endpoints.discover(zones.state)
-    async with EdgeClient(endpoints, zones.client.credential, OneAtATime(), zones.scheme) as made:
+    async with EdgeClient(endpoints, zones.client.credential, OneAtATime(), zones.scheme, zones.state / "none") as made:
         yield made
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sealface.cipher.distance import Metric
 from sealface.cipher.scheme import Scheme
 from sealface.edge.credential import provide
+from sealface.edge.seeds import hand_over
 from sealface.edge.server import EdgeConfig
 from sealface.edge.server import build as build_edge
 from sealface.enrollment.server import EnrollmentConfig
@@ -129,6 +130,7 @@ class Zones:
         config = ServerConfig(grace_s=5)
         chosen = EdgeConfig(self.state, config, limits, warm) if limits else EdgeConfig(self.state, config, warm=warm)
         await provide(self.state)  # what `sealface serve edge` has a process of its own do
+        hand_over(self.state)
         self.servers["edge"] = await build_edge(chosen, self.scheme)
         self.addresses["edge"] = await self.servers["edge"].start()
         self.channel = grpc.aio.insecure_channel(self.addresses["edge"], options=_BIG)

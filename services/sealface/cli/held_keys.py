@@ -84,6 +84,9 @@ def import_(
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not ask the key service whether it is the right one.")
     ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Key folder; default the one in the state folder. The edge service has its own.")
+    ] = None,
     passphrase_file: PassphraseFile = None,
     state: State = None,
     as_json: Json = False,
@@ -94,7 +97,7 @@ def import_(
             data = opened.read(LARGEST_FILE + 1)
     except OSError as error:
         fail(f"{file}: {error.strerror}: name a file that was exported")
-    with connect(state) as client:
+    with connect(state, keys=folder) as client:
         name = client.lifecycle.receive(data, chosen(passphrase_file), check=not offline)
     if as_json:
         print_json({"name": name})

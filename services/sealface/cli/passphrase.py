@@ -19,9 +19,9 @@ PassphraseFile = Annotated[
 ]
 
 
-def connect(state: Path | None) -> Client:
+def connect(state: Path | None, *, keys: Path | None = None) -> Client:
     """A client that asks for the passphrase of the key folder, if one is needed and somebody is there."""
-    return Client.connect(state, passphrase=_ask if sys.stdin.isatty() else None)
+    return Client.connect(state, keys=keys, passphrase=_ask if sys.stdin.isatty() else None)
 
 
 def chosen(file: Path | None, *, new: bool = False) -> str:

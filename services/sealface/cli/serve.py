@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sealface.runtime.tls import Tls
     from sealface.storage.cache import CacheConfig
 
+_NAMED = ("CREDENTIAL", "CA", "PASSPHRASE_FILE")  # files that the edge service is told of by the environment
 _PACKAGES = ("sealface", "sealface_client", "sealface_protos")
 
 
@@ -261,7 +262,7 @@ def _serve_one(
         if made.returncode:
             fail("the edge service has no credential: see above")
         readable = [weights_folder(), state / "services.json", state / CA_FILE]
-        readable += [Path(named) for name in ("CREDENTIAL", "CA") if (named := os.environ.get(f"SEALFACE_{name}"))]
+        readable += [Path(named) for name in _NAMED if (named := os.environ.get(f"SEALFACE_{name}"))]
     if service is Service.KEYS:
         from sealface.keys.providers import open_provider
 

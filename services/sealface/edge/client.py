@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from google.rpc import error_details_pb2, status_pb2
 
@@ -15,6 +16,7 @@ from sealface.protocol.signing import Credential
 from sealface.runtime.status import DOMAIN, UpstreamError
 from sealface_client import AsyncClient, Endpoints, ServiceError
 from sealface_client.aio import DEADLINE_S
+from sealface_client.passphrases import from_environment
 
 _ends: ContextVar[float | None] = ContextVar("ends", default=None)
 
@@ -27,10 +29,13 @@ class EdgeClient(AsyncClient):
         credential: this service's own.
         faces: how pictures are embedded.
         scheme: the cipher.
+        seeds: folder of the seeds of transforms; they are under SEALFACE_PASSPHRASE if they are under any.
     """
 
-    def __init__(self, endpoints: Endpoints, credential: Credential, faces: OneAtATime, scheme: Scheme) -> None:
-        super().__init__(endpoints, credential, scheme=scheme)
+    def __init__(
+        self, endpoints: Endpoints, credential: Credential, faces: OneAtATime, scheme: Scheme, seeds: Path
+    ) -> None:
+        super().__init__(endpoints, credential, keys=seeds, passphrase=from_environment(), scheme=scheme)
         self.faces = faces
 
     @property

@@ -70,7 +70,10 @@ def _held(folder: Path) -> Path | None:
 
 
 if __name__ == "__main__":
+    from sealface.edge.seeds import hand_over
+
     try:
         asyncio.run(provide(Path(sys.argv[1])))
+        hand_over(Path(sys.argv[1]))
     except SealfaceError as error:
         sys.exit(error.message)

@@ -12,6 +12,7 @@ from sealface.edge.client import EdgeClient
 from sealface.edge.credential import FOLDER, own_credential
 from sealface.edge.faces import DEFAULT_LIMITS, OneAtATime
 from sealface.edge.galleries import OpenGalleries
+from sealface.edge.seeds import seed_folder
 from sealface.edge.servicer import EdgeServicer
 from sealface.errors import SealfaceError
 from sealface.recognition import Limits, Pipeline
@@ -63,12 +64,13 @@ async def build(config: EdgeConfig, scheme: Scheme) -> EdgeServer:
     Raises:
         NoServices: nothing says where the other services are.
         CredentialMissing, CredentialUnreadable: it has no credential; see `own_credential`.
+        PassphraseNeeded: the file that is to hold the passphrase of its seeds does not.
     """
     folder = config.state / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     endpoints = Endpoints.discover(config.state)
     faces = OneAtATime(config.limits)
-    client = EdgeClient(endpoints, own_credential(folder), faces, scheme)
+    client = EdgeClient(endpoints, own_credential(folder), faces, scheme, seed_folder(config.state))
     if config.warm:
         await _warm(client, faces)
     largest = config.limits.max_bytes + _MARGIN_BYTES
