@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 
 from sealface.cipher.scheme import Ckks
+from sealface.protocol.policy import Budget
 from sealface_client import AsyncGallery
 from sealface_client.decisions import DecisionRefused
-from tests.conftest import POLICY, Suite, person
+from tests.conftest import POLICY, Suite, execute, person
 from tests.edge.proxy import Tap
 
 ROUNDS = 12
@@ -109,7 +111,7 @@ def report(what: str, took: dict[str, list[float]]) -> None:
     spread = {
         kind: round(float(np.percentile(times, 75) - np.percentile(times, 25)), 2) for kind, times in took.items()
     }
-    print(json.dumps({"what": what, "median_ms": medians, "quartiles_apart_ms": spread, "rounds": ROUNDS}))
+    print(json.dumps({"what": what, "median_ms": medians, "quartiles_apart_ms": spread, "rounds": {kind: len(times) for kind, times in took.items()}}))
 
 
 def same(seen: dict[str, list[Seen]]) -> Seen:
@@ -166,20 +168,32 @@ async def test_a_search_of_many(tapped: Suite, view: View) -> None:
     assert found[0] == found[1]
 
 
-async def test_refusals(tapped: Suite, view: View) -> None:
-    """A version that decides no more: the reason is in the box, and nothing is asked again."""
+@pytest.mark.parametrize("reason", ["quarantine", "budget"])
+@pytest.mark.parametrize("what", ["verify", "identify"])
+async def test_refusals(tapped: Suite, view: View, reason: str, what: str) -> None:
+    """The reason is in the box, and nothing is asked again."""
     gallery = await filled(tapped)
     operator = tapped.client()
-    for ask in (lambda who: gallery.verify("s1", person(who)), lambda who: gallery.identify(person(who))):
-        seen: dict[str, list[Seen]] = {"hit": [], "refused": []}
-        took: dict[str, list[float]] = {"hit": [], "refused": []}
-        await attempt(lambda ask=ask: ask(1))  # type: ignore[misc]
-        for kind in ["hit", "refused"] * 4:
-            await (operator.lifecycle.disable if kind == "refused" else operator.lifecycle.enable)("door", 1)
-            view.clear()
-            started = time.perf_counter()
-            assert await attempt(lambda ask=ask: ask(1)) == kind  # type: ignore[misc]
-            took[kind].append((time.perf_counter() - started) * 1e3)
-            seen[kind].append(view.seen())
-        same(seen)
-        report("refused by a disabled version", took)
+    act: Act = (lambda: gallery.verify("s1", person(1))) if what == "verify" else (lambda: gallery.identify(person(7)))
+
+    async def refuse(refused: bool) -> None:
+        if reason == "quarantine":
+            state = "quarantined" if refused else "enabled"
+            execute(tapped.keys / "keys.db", "UPDATE key_versions SET state = ?", state)
+        else:
+            budget = Budget(decisions_per_hour=1 if refused else 1000)
+            await operator.update_policy("door", replace(await operator.policy("door"), budget=budget))
+
+    await attempt(act)
+    await attempt(act)
+    seen: dict[str, list[Seen]] = {"hit": [], "refused": []}
+    took: dict[str, list[float]] = {"hit": [], "refused": []}
+    for kind in ["hit", "refused"] * 4:
+        await refuse(kind == "refused")
+        view.clear()
+        started = time.perf_counter()
+        assert await attempt(act) == kind
+        took[kind].append((time.perf_counter() - started) * 1e3)
+        seen[kind].append(view.seen())
+    same(seen)
+    report(f"{what}, refused by {reason}", took)

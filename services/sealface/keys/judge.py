@@ -193,9 +193,11 @@ class Judge:
             raise RequestExpired("the request has expired or reaches too far ahead: sign a new one")
         # all that can fail for want of the key-encryption key comes first: the same request may come again then
         key_id, number = names.key_version(request.key_version)
-        key, opener, refusal = None, None, None
+        key, opener, refusal, policy_version = None, None, None, 0
         try:
-            key, opener = self._keyring.get(key_id), self._keyring.opener(key_id, number)
+            key = self._keyring.get(key_id)
+            policy_version = key.policy.version  # of those that decide nothing too: it stands beside the box
+            opener = self._keyring.opener(key_id, number)
         except KeyVersionQuarantined:
             key, refusal = None, Refusal.QUARANTINE
         except (KeyNotFound, KeyClientHeld, KeyVersionInactive):
@@ -206,7 +208,7 @@ class Judge:
             if key and not budgets.charge_decisions(transaction, account, key.policy.budget):
                 refusal = Refusal.BUDGET
             begun = audit.begin(transaction, request.caller, _ACT, request.key_version, signed, detail)
-        return Hearing(request, account, begun, key, opener, refusal)
+        return Hearing(request, account, begun, key, opener, refusal, policy_version)
 
     def conclude(self, hearing: Hearing, links: NDArray[np.uint32]) -> Verdict:
         """Decide under the key's policy.
@@ -291,6 +293,7 @@ class Hearing:
         account: who pays.
         begun: number of its entry in the audit log.
         key, opener: of its key version; None if that does not decide.
+        policy_version: of the key, also where its version decides nothing.
         refusal: why nothing is decided. What arrives is opened all the same, where it can be.
 
     Attributes:
@@ -310,6 +313,7 @@ class Hearing:
         key: Key | None,
         opener: Opener | None,
         refusal: Refusal | None = None,
+        policy_version: int = 0,
     ) -> None:
         self.request = request
         self.account = account
@@ -318,6 +322,7 @@ class Hearing:
         self._opener = opener
         self._layout = key.layout.under(account.version) if key else None
         self._refusal = refusal
+        self._policy_version = policy_version
         self._heard = 0
         self.compared = 0
         self.digests: list[bytes] = []
@@ -369,7 +374,7 @@ class Hearing:
             links: (n, 2) slot and first slot of its subject, for subjects with several templates.
         """
         if self.key is None:
-            return Verdict(self._refusal or Refusal.KEY_VERSION, 0)
+            return Verdict(self._refusal or Refusal.KEY_VERSION, self._policy_version)
         policy, request = self.key.policy, self.request
         slots, distances = np.concatenate(self._slots), np.concatenate(self._distances)
         outcome: Decision | Refusal

@@ -166,7 +166,9 @@ class MatchingServicer(matching_service_pb2_grpc.MatchingServiceServicer):
             yield _scores_response(search, links=links)
         async for part in result_messages(results):
             yield _scores_response(search, results=part)
-        yield _scores_response(search)  # the share is known when all are there
+        last = _scores_response(search)
+        last.share_searched = search.share  # known when all are there
+        yield last
 
     async def _decide(
         self,
@@ -225,7 +227,7 @@ def _scores_response(
     links: Sequence[decision_pb2.SlotLink] = (),
 ) -> messages.IdentifyResponse:
     scores = messages.EncryptedScores(results=results, links=links)
-    return messages.IdentifyResponse(scores=scores, layout_epoch=search.epoch, share_searched=search.share)
+    return messages.IdentifyResponse(scores=scores, layout_epoch=search.epoch)
 
 
 def _timeout(context: Context) -> float:
