@@ -19,7 +19,11 @@ THRESHOLD = 0.07
 BINS = 50
 DRAWS = 10  # pairs of transforms: figures across galleries are means over them, the rest of the last
 
+KNOWN = (16, 64, 256)
+"""How many people an attacker knows in both galleries."""
+
 Vector = NDArray[np.float64]
+Pairs = dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 def scores(left: Vector, right: Vector) -> Vector:
@@ -89,7 +93,44 @@ def measure(names: Sequence[str], embeddings: Vector, *, seed: int = 1) -> tuple
         result |= figures(way, found[f"{way}_mated"], found[f"{way}_non_mated"])
     result |= {name: float(np.mean([drawn[name] for drawn in across])) for name in across[0]}
     result["across_d_sys_largest"] = max(drawn["across_d_sys"] for drawn in across)
+    unit = [rows / np.linalg.norm(rows, axis=1)[:, None] for rows in (first, second)]
+    for known in KNOWN:
+        if 2 * known <= len(pairs["mated"][0]):
+            result[f"known_{known}_d_sys"] = _known(*unit, pairs, known)
+    result["whole_galleries_d_sys"] = _aligned(*unit, names, pairs)
     return result, found
+
+
+def _known(first: Vector, second: Vector, pairs: Pairs, known: int) -> float:
+    """D_sys for who knows some people in both galleries, and turns one onto the other by them.
+
+    The turn that fits best solves the orthogonal Procrustes problem (Schönemann 1966).
+    """
+    (i, j), (k, m) = pairs["mated"], pairs["non_mated"]
+    u, _, v = np.linalg.svd(first[i[:known]].T @ second[j[:known]])
+    turned, rest = first @ u @ v, slice(known, None)
+    return linkability(scores(turned[i[rest]], second[j[rest]]), scores(turned[k], second[m]))
+
+
+def _aligned(first: Vector, second: Vector, names: Sequence[str], pairs: Pairs) -> float:
+    """D_sys for who has two whole galleries of the same people, in other pictures, and knows nobody.
+
+    Lays their principal axes over one another, with directions by the third moment; who works harder will link more.
+    """
+    number: dict[str, int] = {}
+    half = []
+    for name in names:
+        number[person(name)] = number.get(person(name), -1) + 1
+        half.append(number[person(name)] % 2)
+    axes = []
+    for side, rows in enumerate((first, second)):
+        held = rows[np.array(half) == side]
+        held = held - held.mean(axis=0)
+        _, vectors = np.linalg.eigh(held.T @ held)
+        axes.append(vectors * np.sign(((held @ vectors) ** 3).mean(axis=0)))
+    turned = first @ axes[0] @ axes[1].T
+    mated, non_mated = (scores(turned[i], second[j]) for i, j in (pairs["mated"], pairs["non_mated"]))
+    return linkability(mated, non_mated)
 
 
 def picture(found: dict[str, Vector]) -> str:
@@ -122,7 +163,7 @@ def picture(found: dict[str, Vector]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _pairs(names: Sequence[str], rng: np.random.Generator) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _pairs(names: Sequence[str], rng: np.random.Generator) -> Pairs:
     """One mated pair a person, so that nobody with many pictures outweighs others, and 20 times as many non-mated."""
     people = np.unique([person(name) for name in names], return_inverse=True)[1]
     several = np.flatnonzero(np.bincount(people) > 1)

@@ -46,3 +46,7 @@ def test_faces_cannot_be_linked_across_galleries() -> None:
     assert found["largest_score_difference"] < 1e-12
     assert found["plain_d_sys"] > 0.8
     assert found["across_d_sys"] < 0.5 * found["plain_d_sys"]
+    # what is not protected, and said not to be
+    assert found["across_d_sys"] < found["known_16_d_sys"] < found["known_64_d_sys"] < found["known_256_d_sys"]
+    assert found["known_256_d_sys"] > 0.7
+    assert found["whole_galleries_d_sys"] > 0.1
