@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 import sealface
 import sealface_client
 from sealface import errors
+from sealface.enrollment.key_source import KeyServiceRefused  # carries the key service's reason, and is made of it
 from sealface.errors import SealfaceError
 from sealface.protocol.scores import ScoresMisplaced, ScoresNotGenuine
 from sealface.protocol.sealing import DecisionNotGenuine, SecretNotForUs
@@ -52,7 +53,9 @@ def every_error() -> list[type[SealfaceError]]:
     def below(kind: type[SealfaceError]) -> set[type[SealfaceError]]:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
-    return sorted(below(SealfaceError) - {SealfaceError}, key=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    return sorted(
+        below(SealfaceError) - {SealfaceError, KeyServiceRefused}, key=lambda kind: f"{kind.__module__}.{kind.__name__}"
+    )
 
 
 ERRORS = [kind for kind in every_error() if kind.__module__.split(".")[0] in {"sealface", "sealface_client"}]

@@ -8,6 +8,7 @@ Two folders stand for two machines. Runs services of its own unless told of runn
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,9 +28,8 @@ def run(state: Path, premise: Path, gallery_id: str = "on-premise") -> tuple[flo
         premise: folder of this side's secrets.
         gallery_id: of the gallery that is made.
     """
-    rng = np.random.default_rng(7)
-    anna, stranger = rng.standard_normal((2, 128))
-    anna_again = anna + 0.1 * rng.standard_normal(128)
+    anna, stranger, change = np.frombuffer(os.urandom(3 * 8 * 128), "<i8").reshape(3, 128) / 2.0**63
+    anna_again = anna + 0.1 * change
     with Client.connect(state=state, keys=premise) as client:
         # On premise: a key, of which the cloud gets the public half, and a secret transform beside it.
         gallery = client.create_gallery(gallery_id, client_held=True, transform=True)
