@@ -125,8 +125,8 @@ def test_key_versions_by_command(sealface: Command) -> None:
     scheduled = sealface.json("keys", "destroy", "lived/1", "--undo", "90m")
     assert scheduled["state"] == "destroy_scheduled"
     assert scheduled["destroyed"] > scheduled["created"]
-    assert sealface.json("keys", "restore", "lived/1")["state"] == "disabled"
-    assert "NOT_SCHEDULED" in sealface.error("keys", "restore", "lived/1", code=FAILED)
+    assert sealface.json("keys", "undo-destroy", "lived/1")["state"] == "disabled"
+    assert "NOT_SCHEDULED" in sealface.error("keys", "undo-destroy", "lived/1", code=FAILED)
     assert sealface.json("keys", "destroy", "lived/1", "--undo", "0")["state"] == "destroyed"
     assert sealface.json("keys", "oldest", "lived", 2) == {"key": "lived", "oldest": 2}
     assert "INVALID_OLDEST_VERSION" in sealface.error("keys", "oldest", "lived", 1, code=FAILED)

@@ -209,8 +209,9 @@ class AsyncClient:
         metric = Metric(metric)
         policy = policy or default_policy(model, metric)
         layout = default_layout(model, metric, policy, largest_norm, security_bits)
-        names.check_id(gallery_id, "gallery_id")
-        if not transform:
+        if transform:
+            names.check_id(gallery_id, "gallery_id")  # it becomes part of a file's name
+        else:
             refuse_left(self.key_folder, gallery_id)
         await self.lifecycle.create(gallery_id, layout, policy, client_held=client_held, exportable=exportable)
         made = Transform.generate(gallery_id) if transform else None

@@ -109,7 +109,7 @@ def destroy(
 
 
 @reporting
-def restore(version: KeyVersion, state: State = None, as_json: Json = False) -> None:
+def undo_destroy(version: KeyVersion, state: State = None, as_json: Json = False) -> None:
     """Take back a destruction; the version is disabled then."""
     with connect(state) as client:
         _changed(client, client.lifecycle.restore(*parse(version)), as_json)
@@ -142,7 +142,7 @@ def forbid_export(key: KeyId, state: State = None, as_json: Json = False) -> Non
         console.print(f"{key}: no version leaves the key service any more")
 
 
-COMMANDS = (show, versions, rotate, enable, disable, destroy, restore, oldest, forbid_export)
+COMMANDS = (show, versions, rotate, enable, disable, destroy, undo_destroy, oldest, forbid_export)
 
 
 def _duration(text: str) -> timedelta:
