@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command_name
 
 from sealface.cli.authority import Authority
+from sealface.cli.main import app
 from sealface.cli.processes import LocalServices, certificate_files, local_services
 from sealface.protocol.zones import Zone
 from sealface_client import Client
@@ -87,6 +89,15 @@ def test_help_lists_the_commands() -> None:
         assert f" {command} " in out
 
 
+def test_no_command_takes_the_place_of_another() -> None:
+    """Typer takes the last of a name, and says nothing."""
+    for group in (app, *(one.typer_instance for one in app.registered_groups)):
+        assert group is not None
+        commands = group.registered_commands
+        named = [one.name or get_command_name(one.callback.__name__) for one in commands if one.callback]
+        assert len(named) == len(set(named)) == len(commands)
+
+
 def test_galleries_by_command(sealface: Command) -> None:
     made = sealface.json("gallery", "create", "by-hand", *THRESHOLDS)
     assert made["gallery"] == "by-hand"
@@ -137,7 +148,7 @@ def test_key_versions_by_command(sealface: Command) -> None:
 
 
 def test_secrets_by_command(sealface: Command, services: LocalServices, tmp_path: Path) -> None:
-    made = sealface.json("keys", "generate", "moving", *THRESHOLDS)
+    made = sealface.json("keys", "generate", "moving", *THRESHOLDS, "--security-bits", 256)
     assert made["key_version"] == "keys/moving/versions/1"
     assert "PASSPHRASE_NEEDED" in sealface.error("keys", "export", "moving", tmp_path / "moving.secret", code=USAGE)
     (tmp_path / "passphrase").write_text("correct horse battery staple\n")
@@ -146,7 +157,7 @@ def test_secrets_by_command(sealface: Command, services: LocalServices, tmp_path
     assert (tmp_path / "moving.secret").stat().st_mode & 0o777 == 0o600
     assert "is there already" in sealface.error("keys", "export", "moving/1", tmp_path / "moving.secret", code=FAILED)
 
-    sealface.json("gallery", "create", "moving", "--client-held", "--transform", *THRESHOLDS)
+    sealface.json("gallery", "create", "moving", "--client-held", "--transform", "--security-bits", 256, *THRESHOLDS)
     sealface.json("gallery", "export-transform", "moving", tmp_path / "transform.secret", *phrase)
     people = People(4)
     ada = people.somebody()
@@ -185,6 +196,7 @@ def test_secrets_by_command(sealface: Command, services: LocalServices, tmp_path
     unlike = {"gallery", "key_version", "subjects", "templates", "created", "transform_digest"}
     assert {k: v for k, v in old.items() if k not in unlike} == {k: v for k, v in new.items() if k not in unlike}
     assert sealface.json("keys", "policy", "moved")["verification_threshold"] == 0.07
+    assert sealface.json("keys", "versions", "moved")["versions"][0]["security_bits"] == 256
 
 
 def test_long_work_by_command(sealface: Command, tmp_path: Path) -> None:

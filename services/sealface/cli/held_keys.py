@@ -29,6 +29,9 @@ def generate(
     fpir: Annotated[float, typer.Option(help="Wanted share of non-mated searches that name anybody.")] = DEFAULT_FPIR,
     max_candidates: Annotated[int, typer.Option(min=1, max=10, help="Most subjects a search names.")] = 5,
     largest_norm: Annotated[float | None, typer.Option(help="Bound on an embedding's length (euclidean only).")] = None,
+    security_bits: Annotated[
+        int, typer.Option(help="128, 192 or 256, against quantum computers; above 128 all is twice as large.")
+    ] = 128,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -44,7 +47,7 @@ def generate(
         target_fpir=fpir,
         max_candidates=max_candidates,
     )
-    layout = default_layout(model, metric, policy, largest_norm)
+    layout = default_layout(model, metric, policy, largest_norm, security_bits)
     with connect(state) as client:
         made = client.lifecycle.create(key, layout, policy, client_held=True)
     if as_json:

@@ -72,6 +72,7 @@ def renew_transform(
             retention=info.retention.ToTimedelta() if info.HasField("retention") else None,
             exportable=client.lifecycle.get(gallery).exportable,
             transform=True,
+            security_bits=old.layout.parameters.security_bits,
         )
     steps = [
         f"sealface enroll {new} SUBJECT PICTURES, or sealface gallery import {new} EMBEDDINGS, for all of {gallery}",
