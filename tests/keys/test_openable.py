@@ -29,6 +29,8 @@ EXPECTED = {
     ("sealface_client.held_keys", "LocalJudge.__init__", "opener"): SCORES,  # the caller's own key
     ("sealface_client.held_keys", "LocalJudge.distances", "open_results"): SCORES,
     ("sealface_client.renewal", "_renewed", "renew"): RENEWAL,
+    ("sealface_client.lifecycle", "_fits", "opener"): SCORES,  # a score of its own making, to know a secret by
+    ("sealface_client.lifecycle", "_fits", "open"): SCORES,
     ("sealface_client.aio", "AsyncClient.opener", "opener"): RENEWAL,  # the caller's own key, old and new
     ("sealface_client.gallery", "AsyncGallery.rotate", "opener"): RENEWAL,
 }
