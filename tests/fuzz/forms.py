@@ -23,6 +23,7 @@ from sealface.cipher.parameters import N4096
 from sealface.cipher.scheme import Ckks
 from sealface.errors import SealfaceError
 from sealface.keys import messages, wrapping
+from sealface.keys.budgets import Account
 from sealface.keys.judge import Hearing
 from sealface.keys.keyring import Keyring
 from sealface.keys.providers import FileKey
@@ -136,7 +137,8 @@ class Forms:
     def _results(self, data: bytes) -> None:
         message = parsed(service.DecideRequest.FromString, data)
         request = messages.request_from_proto(self._request().SerializeToString())
-        hearing = Hearing(request, self.keyring.get("door"), self.keyring.opener("door", 1))
+        account = Account("alice", "door", 1)
+        hearing = Hearing(request, account, 1, self.keyring.get("door"), self.keyring.opener("door", 1))
         hearing.hear([result_from_wire(item.columns, item.ciphertext, item.slots) for item in message.results])
         links = np.array([(link.slot, link.lead) for link in message.links], np.uint32).reshape(-1, 2)
         messages.decision_to_proto(hearing.verdict(links), message.share_searched)
