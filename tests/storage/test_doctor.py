@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from sealface.enrollment.leases import Leases
 from sealface.enrollment.repair import repair
+from sealface.enrollment.versions import Versions
 from sealface.storage import record as tables
 from sealface.storage.database import forget
 from sealface.storage.digests import TemplateDamaged, sha256
@@ -19,6 +21,8 @@ from sealface.storage.findings import Damage, Finding, Severity
 from sealface.storage.galleries import GalleryNotFound
 from tests.storage import sound
 from tests.storage.conftest import dump, execute
+
+SECOND = "keys/door/versions/2"
 
 
 @pytest.fixture
@@ -492,3 +496,65 @@ def test_readers_refuse_what_the_doctor_finds(door, galleries, engine):
         galleries.block("door", 1)
     healed(engine)
     assert galleries.block("door", 1) is None
+
+
+# --- what lies beside it
+
+
+def move(engine, record, galleries, door):
+    """Half a rotation: a template and a block under the next version."""
+    target = SECOND
+    versions, lease = Versions(engine), Leases(engine).take("door")
+    versions.begin("door", "r", target, b"public", {}, 1)
+    versions.add_templates(door, lease, target, {7: sound.template(70), 8: sound.template(80)})
+    slots = np.zeros(sound.SHAPE.capacity, "<u4")
+    slots[: len(sound.SEALED)] = sound.SEALED
+    versions.add_block(door, lease, target, 1, sound.SHAPE.columns, slots.tobytes(), sound.block(10))
+    return versions, target
+
+
+def test_a_rotation_under_way_is_healthy(door, record, galleries, engine):
+    move(engine, record, galleries, door)
+    assert found(engine) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "expected"),
+    [
+        (tables.template_ciphertexts, "slot = 7", ("moved_ciphertext_damaged", 7, None)),
+        (tables.block_ciphertexts, "number = 1", ("moved_ciphertext_damaged", None, 1)),
+    ],
+)
+def test_what_was_moved_and_is_damaged_is_dropped_and_moved_again(
+    door, record, galleries, engine, table, where, expected
+):
+    versions, target = move(engine, record, galleries, door)
+    query = f"UPDATE {table.name} SET ciphertext = ? WHERE {where} AND key_version = ?"  # noqa: S608
+    assert execute(engine, query, b"damaged", target) == 1
+    assert found(engine) == [expected]
+    live = dump(engine)["template_ciphertexts"]
+    assert [f.repaired for f in healed(engine)] == [True]
+    assert found(engine) == []
+    if table is tables.template_ciphertexts:
+        assert versions.missing_templates(door, target, 6, 1) == [7]
+        assert len(dump(engine)["template_ciphertexts"]) == len(live) - 1
+    else:
+        assert versions.missing_block(door, target) == 1
+    assert galleries.get("door").key_version == door.key_version
+
+
+def test_what_is_left_of_something_erased_is_found_and_dropped(door, record, galleries, engine):
+    move(engine, record, galleries, door)
+    execute(engine, "DELETE FROM templates WHERE slot = 8")
+    execute(engine, "INSERT INTO tombstones SELECT 'door', 8, epoch FROM galleries")
+    execute(engine, "UPDATE block_ciphertexts SET number = 99 WHERE number = 1 AND key_version = ?", SECOND)
+    assert found(engine) == [("ciphertext_left", 8, None), ("ciphertext_left", None, 99)]
+    assert all(f.repaired for f in healed(engine))
+    assert found(engine) == []
+    assert execute(engine, "DELETE FROM template_ciphertexts WHERE slot = 8") == 0
+
+
+def test_the_only_ciphertext_of_a_template_that_is_lost_is_not_dropped(door, engine):
+    execute(engine, "DELETE FROM templates WHERE slot = 8")
+    assert [f.what for f in healed(engine)] == [Damage.TEMPLATE_LOST]
+    assert execute(engine, "DELETE FROM template_ciphertexts WHERE slot = 8") == 1

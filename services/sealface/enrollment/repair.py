@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from sealface.enrollment.rows import advance, drop_blocks, locked_gallery
 from sealface.storage import record as tables
+from sealface.storage.beside import erased_slots, replaced_blocks
 from sealface.storage.database import forget
 from sealface.storage.findings import Damage, Finding
 from sealface.storage.galleries import GalleryNotFound
@@ -20,7 +21,8 @@ def repair(engine: sa.Engine, findings: Iterable[Finding]) -> list[Finding]:
 
     A sealed block is dropped: its templates have ciphertexts of their own, lie in the open tail again, and are sealed
     anew in the background. A block's number means one block for good, so nothing that was made meanwhile is touched; a
-    gallery made anew meanwhile has at most a block sealed twice.
+    gallery made anew meanwhile has at most a block sealed twice. A ciphertext that is left of what was erased, or
+    damaged under a version that the gallery is moved to, is dropped: the rotation makes the latter again.
     """
     seen = [replace(finding, repaired=True) if _heal(engine, finding) else finding for finding in findings]
     if any(finding.repaired for finding in seen):
@@ -29,11 +31,16 @@ def repair(engine: sa.Engine, findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _heal(engine: sa.Engine, finding: Finding) -> bool:
-    if not finding.healable or finding.block is None:
+    if not finding.healable or (finding.block is None and finding.slot is None):
         return False
     try:
         with engine.begin() as transaction:
             row = locked_gallery(transaction, finding.gallery)
+            if finding.what in (Damage.CIPHERTEXT_LEFT, Damage.MOVED_CIPHERTEXT_DAMAGED):
+                _drop_beside(transaction, finding, row.key_version)
+                return True
+            if finding.block is None:
+                return False
             if finding.what is Damage.ERASED_COUNT_WRONG:
                 _count_erased(transaction, finding.gallery, finding.block)
             elif not _open(transaction, finding.gallery, finding.block):
@@ -42,6 +49,17 @@ def _heal(engine: sa.Engine, finding: Finding) -> bool:
     except GalleryNotFound:  # deleted meanwhile
         return False
     return True
+
+
+def _drop_beside(transaction: sa.Connection, finding: Finding, live: str) -> None:
+    """Drop a ciphertext that is left of what was erased, or under another version than the gallery's and damaged."""
+    for held, left, name, at in (
+        (tables.template_ciphertexts, erased_slots(finding.gallery), "slot", finding.slot),
+        (tables.block_ciphertexts, replaced_blocks(finding.gallery), "number", finding.block),
+    ):
+        damaged = sa.and_(held.c.key_version != live, held.c.key_version == finding.detail)
+        wrong = damaged if finding.what is Damage.MOVED_CIPHERTEXT_DAMAGED else left
+        transaction.execute(sa.delete(held).where(held.c.gallery == finding.gallery, held.c[name] == at, wrong))
 
 
 def _count_erased(transaction: sa.Connection, gallery_id: str, number: int) -> None:

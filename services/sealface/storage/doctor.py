@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from sealface.storage import record
+from sealface.storage.beside import examine_beside
 from sealface.storage.contents import TABLES, read
 from sealface.storage.database import RecordDamaged, reading
 from sealface.storage.examination import Examination
@@ -94,6 +95,7 @@ def _gallery(engine: sa.Engine, gallery_id: str, checked: Counter[str], tell: Te
         if examination.checked:  # else it was deleted meanwhile
             yield from examination.finish()
             yield from _reborn(transaction, gallery_id)
+            yield from examine_beside(transaction, gallery_id)
     checked.update(examination.checked)
 
 

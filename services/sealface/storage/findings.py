@@ -30,6 +30,8 @@ class Damage(StrEnum):
     BLOCK_INCONSISTENT = "block_inconsistent"
     BLOCK_MISSING = "block_missing"
     ERASED_COUNT_WRONG = "erased_count_wrong"
+    CIPHERTEXT_LEFT = "ciphertext_left"
+    MOVED_CIPHERTEXT_DAMAGED = "moved_ciphertext_damaged"
     REQUEST_INCONSISTENT = "request_inconsistent"
     KEY_UNKNOWN = "key_unknown"
     CACHE_ENTRY_DAMAGED = "cache_entry_damaged"
