@@ -28,6 +28,7 @@ async def test_killed_components_lose_nothing_and_every_failure_may_be_repeated(
     assert len(findings.kills) == KILLS[scenario.name]
     assert findings.kills.total() >= kills
     assert findings.counts["retryable_errors"], "no call noticed a kill: the load is too small"
+    assert findings.calls["rotate"], "no gallery was moved"
     assert all(findings.calls[kind] > 3 for kind in ("enroll", "erase", "verify", "identify")), findings.calls
 
 

@@ -1,4 +1,7 @@
-"""Clients that enrol, erase, verify and identify, each with people of its own, and hold every answer to the model."""
+"""Clients that enrol, erase, verify and identify, each with people of its own, and hold every answer to the model.
+
+Meanwhile the galleries are moved from one version of their keys to the next.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ KINDS = {"enroll": 4, "erase": 3, "verify": 4, "identify": 5, "repeat": 1}
 HANG_S = 180.0  # the longest deadline is 30 s; what comes back does so within seconds, on an idle machine
 DEADLINE_S = 30.0
 _PAUSE_S = 0.15
+_BETWEEN_MOVES_S = 2.0
 _T = TypeVar("_T")
 
 
@@ -313,3 +317,53 @@ class Caller:
             raise Final(said) from error
         finally:
             del self._load.under_way[self._number]
+
+
+class Mover:
+    """An operator who moves the galleries to new versions of their keys, one after the other."""
+
+    def __init__(self, load: Load) -> None:
+        self._load, self._findings = load, load.findings
+        self._client = AsyncClient.connect(load.state)
+        self._client.timeout_s = DEADLINE_S
+
+    async def run(self) -> None:
+        """Move until it is time to stop."""
+        try:
+            while not self._load.stopping:
+                for crowd in self._load.crowds:
+                    await self._insist(crowd)
+                    await asyncio.sleep(_BETWEEN_MOVES_S)
+        except Hung as hung:
+            self._findings.fault("hung", str(hung))
+            self._load.stopping = True
+        finally:
+            await self._client.close()
+
+    async def _insist(self, crowd: Crowd) -> None:
+        """A rotation that was broken off goes on when it is asked for again."""
+        deadline = time.monotonic() + HANG_S
+        while not self._load.stopping:
+            try:
+                async with asyncio.timeout(HANG_S):
+                    gallery = await self._client.gallery(crowd.gallery)
+                    moved = await gallery.operations.wait(await gallery.rotate())
+            except TimeoutError:
+                raise Hung(f"rotate {crowd.gallery} has not ended after {HANG_S:.0f} s") from None
+            except ServiceError as error:
+                said = f"rotate {crowd.gallery}: {error.code.name} {error.reason}: {error.message}"
+                self._findings.reasons[f"{error.code.name} {error.reason}"] += 1
+                if not error.retryable:
+                    self._findings.fault("not_retryable", said)
+                    return
+                self._findings.counts["retryable_errors"] += 1
+                if time.monotonic() > deadline:
+                    raise Hung(said) from None
+                await asyncio.sleep(_PAUSE_S)
+            except Exception as error:
+                self._findings.fault("not_retryable", f"rotate {crowd.gallery}: {type(error).__name__}: {error}")
+                return
+            else:
+                if moved.rotated.ciphertexts:
+                    self._findings.calls["rotate"] += 1
+                return

@@ -21,7 +21,7 @@ from sealface.storage.database import open_database
 from sealface.storage.schema import RECORD
 from sealface_client import AsyncClient
 from tests.system.chaos.components import Component, DoesNotComeBack, Server, Service, Watching, Worker, actors
-from tests.system.chaos.load import Again, Caller, Crowd, Final, Hung, Load
+from tests.system.chaos.load import Again, Caller, Crowd, Final, Hung, Load, Mover
 from tests.system.chaos.model import Findings, Person, State
 from tests.system.conftest import POLICY, People
 
@@ -105,7 +105,7 @@ async def run(scenario: Scenario, kills: int, seed: int, state: Path | None = No
         callers = [Caller(load, number) for number in range(CALLERS)]
         for caller in callers:
             await caller.connect()
-        tasks = [asyncio.create_task(caller.run()) for caller in callers]
+        tasks = [asyncio.create_task(one.run()) for one in (*callers, Mover(load))]
         try:
             await load.answers()
             await _disturb(running, load, kills, chance)
