@@ -199,6 +199,35 @@ def test_secrets_by_command(sealface: Command, services: LocalServices, tmp_path
     assert sealface.json("keys", "versions", "moved")["versions"][0]["security_bits"] == 256
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["managed", "held"])
+def test_a_gallery_is_moved_by_command_and_its_old_version_destroyed(
+    sealface: Command, tmp_path: Path, held: bool
+) -> None:
+    name = "stays" if held else "moves"
+    sealface.json("gallery", "create", name, *(["--client-held"] if held else []), *THRESHOLDS)
+    people = People(3)
+    ada, faces = people.somebody(), [people.somebody() for _ in range(40)]
+    np.savez(tmp_path / "people.npz", names=np.array([f"i{number}" for number in range(40)]), emb=np.array(faces))
+    sealface.json("gallery", "import", name, tmp_path / "people.npz")
+    with Client.connect(sealface.state) as client:
+        open_before = client.gallery(name)
+        open_before.enroll("ada", ada)
+        moved = sealface.json("gallery", "rotate", name)
+        assert (moved["kind"], moved["state"]) == ("rotation", "done")
+        assert moved["done"] == moved["total"] > 1
+        assert moved["key_version"] == f"keys/{name}/versions/2"
+        assert sealface.json("gallery", "show", name)["key_version"] == moved["key_version"]
+        assert sealface.json("keys", "destroy", f"{name}/1", "--undo", "0")["state"] == "destroyed"
+        # whoever had it open notices
+        assert open_before.verify("ada", people.again(ada)).match
+        found = open_before.identify(people.again(faces[7]))
+        assert [candidate.subject for candidate in found.candidates] == ["i7"]
+        assert not open_before.identify(people.somebody()).match
+        assert open_before.erase("ada") == 1
+    assert sealface.json("doctor", name)["healthy"]
+    assert sealface.json("gallery", "operations", name)["operations"][0]["kind"] in ("rotation", "compaction")
+
+
 def test_long_work_by_command(sealface: Command, tmp_path: Path) -> None:
     made = sealface.json("gallery", "create", "long", "--retention-days", 30, *THRESHOLDS)
     assert made["retention_s"] == 30 * 86_400
