@@ -7,12 +7,12 @@ that Redis holds is compared with the record: it may have come back with what ha
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass, field, replace
 
 import structlog
 
+from sealface.runtime.looking import Looking
 from sealface.storage.cache import block_name, space_of, template_name
 from sealface.storage.entries import CacheUnavailable, Entries
 from sealface.storage.galleries import Galleries, GalleryNotFound, Head
@@ -31,7 +31,7 @@ class _Seen:
     gone: set[int] = field(default_factory=set)
 
 
-class Invalidation:
+class Invalidation(Looking):
     """Looks for changes in the background.
 
     Args:
@@ -40,24 +40,13 @@ class Invalidation:
     """
 
     def __init__(self, galleries: Galleries, entries: Entries) -> None:
+        super().__init__("invalidation", _LOOK_S, told=(CacheUnavailable,))
         self._galleries = galleries
         self._entries = entries
         self._sweep = Sweep(galleries, entries)
         self._servers: frozenset[str] | None = None
         self._swept = 0.0
         self._seen: dict[str, _Seen] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="invalidation", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def look(self) -> None:
         """Drop what has left the record since the last look.
@@ -99,13 +88,3 @@ class Invalidation:
         names = [template_name(slot) for slot in now.given.tolist()] + [block_name(number) for number in gone]
         self._entries.drop(space_of(head), names)
         seen.head, seen.gone = replace(head, epoch=now.epoch), seen.gone | gone
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.look()
-            except CacheUnavailable:  # it is logged where it is asked
-                pass
-            except Exception as error:
-                _log.error("not invalidated", error=type(error).__name__)
-            self._stopping.wait(_LOOK_S)

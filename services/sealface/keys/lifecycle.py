@@ -6,7 +6,6 @@ the secret is overwritten and gone from the database's log.
 
 from __future__ import annotations
 
-import threading
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +17,7 @@ from sealface.errors import InvalidInput, WrongState
 from sealface.keys import audit
 from sealface.keys.keyring import Key, Keyring, State, Version, version_name
 from sealface.protocol import sealing
+from sealface.runtime.looking import Looking
 from sealface.storage import keys as tables
 from sealface.storage.database import forget
 
@@ -221,7 +221,7 @@ def _destroyed() -> KeyVersionDestroyed:
     return KeyVersionDestroyed("the key version is destroyed, or about to be: restore it while that can be undone")
 
 
-class Destroyer:
+class Destroyer(Looking):
     """Destroys versions when their time has come, in the background.
 
     Args:
@@ -230,31 +230,12 @@ class Destroyer:
     """
 
     def __init__(self, lifecycle: Lifecycle, engine: sa.Engine) -> None:
+        super().__init__("destroyer", _LOOK_S)
         self._lifecycle = lifecycle
         self._engine = engine
         self._left = True  # whoever died may have left a destroyed secret in the log
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="destroyer", daemon=True)
-
-    def start(self) -> None:
-        """Look at once, and then every few seconds."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop looking."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def look(self) -> None:
         """Destroy what is due, and have it out of the database's log; what does not succeed is done the next time."""
         self._left |= self._lifecycle.destroy_due() > 0
         self._left = self._left and not forget(self._engine)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.look()
-            except Exception as error:
-                _log.error("not finished", error=type(error).__name__)
-            self._stopping.wait(_LOOK_S)

@@ -6,7 +6,6 @@ fails alone. Health has a name of its own for it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import grpc
 import structlog
 
 from sealface.errors import SealfaceError, Unavailable
+from sealface.runtime.looking import Looking
 
 KEY_ENCRYPTION = "key-encryption"
 """In health, the provider of the key-encryption key: whether it answered when it was looked at last."""
@@ -50,7 +50,7 @@ class KeysSealed(Unavailable):
     """The key service cannot open its secrets yet."""
 
 
-class Seal:
+class Seal(Looking):
     """Looks for the key-encryption key in the background: until the service is unsealed, and every now and then after.
 
     Args:
@@ -67,14 +67,13 @@ class Seal:
         report: Callable[..., None],
         look_s: float = LOOK_S,
     ) -> None:
+        super().__init__("seal", _FIRST_S)
         self._unseal = unseal
         self._probe = probe
         self._report = report
         self._look_s = look_s
         self._reason = "it has not looked yet"
         self._lost = False
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="seal", daemon=True)
         self.sealed = True
 
     def check(self) -> None:
@@ -89,20 +88,15 @@ class Seal:
     def start(self) -> None:
         """Look once at once."""
         self._report(False)
-        self._look()
-        self._thread.start()
+        self.look()
+        super().start()
 
-    def stop(self) -> None:
-        """Stop looking."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        pause = _FIRST_S
-        while not self._stopping.wait(pause if self.sealed else self._look_s):
+    def look(self) -> None:
+        """Unseal if that can be, and see whether the provider answers."""
+        try:
             self._look()
-            pause = min(2 * pause, _LONGEST_S)
+        finally:
+            self.pause_s = min(2 * self.pause_s, _LONGEST_S) if self.sealed else self._look_s
 
     def _look(self) -> None:
         try:

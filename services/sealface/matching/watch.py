@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import structlog
 
 from sealface.errors import SealfaceError
 from sealface.matching.matcher import LONGEST_S, Matcher
+from sealface.runtime.looking import Looking
 from sealface.storage.galleries import Galleries
 
 _log = structlog.get_logger("sealface.matching")
@@ -16,7 +15,7 @@ _START_S = 600.0  # a large gallery takes longer than a search may
 _PAGE = 100
 
 
-class Watch:
+class Watch(Looking):
     """Looks for changes in the background, so that erased templates leave memory without a search.
 
     Args:
@@ -25,10 +24,9 @@ class Watch:
     """
 
     def __init__(self, galleries: Galleries, matcher: Matcher) -> None:
+        super().__init__("watch", _LOOK_S)
         self._galleries = galleries
         self._matcher = matcher
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         """Load all galleries that fit; returns when they are in memory. Then watch them in the background."""
@@ -37,21 +35,12 @@ class Watch:
             for gallery in page:
                 self._hold(gallery.id, _START_S)
             after = page[-1].id
-        self._thread.start()
+        super().start()
 
-    def stop(self) -> None:
-        """Stop watching."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
-            try:
-                for gallery_id in self._matcher.stale():
-                    self._hold(gallery_id)
-            except Exception as error:
-                _log.error("not watched", error=type(error).__name__)
+    def look(self) -> None:
+        """Have in memory what has changed, and nothing that is erased."""
+        for gallery_id in self._matcher.stale():
+            self._hold(gallery_id)
 
     def _hold(self, gallery_id: str, timeout_s: float = LONGEST_S) -> None:
         try:
