@@ -39,7 +39,7 @@ def enroll_request(
     fields = {
         "gallery": to.info.name,
         "subject_id": subject,
-        "ciphertext": to._encryptor.template(vector),
+        "ciphertext": to._keyed.encryptor.template(vector),
         "key_version": to.info.key_version,
         "parameter_set": to.info.parameter_set,
         "request_id": uuid.uuid4().hex,
@@ -62,7 +62,7 @@ def import_header(to: AsyncGallery, subjects: Sequence[str], **changed: Any) -> 
 
 def import_data(to: AsyncGallery, vectors: Sequence[Vector], shape: Shape | None = None) -> bytes:
     """A block of these, of the smallest shape unless told otherwise."""
-    return to._encryptor.block(shape or to.layout.sealed_shapes[0], np.stack(vectors))
+    return to._keyed.encryptor.block(shape or to.layout.sealed_shapes[0], np.stack(vectors))
 
 
 def import_messages(

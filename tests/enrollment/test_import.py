@@ -224,7 +224,7 @@ async def test_a_wrong_header_is_refused_and_changes_nothing(suite, client, door
 async def test_a_block_that_is_none_is_refused(suite, client, door):
     shape = door.layout.sealed_shapes[0]
     good = import_data(door, [person(1)])
-    template = door._encryptor.template(person(1))
+    template = door._keyed.encryptor.template(person(1))
     larger = import_data(door, [person(1)], door.layout.sealed_shapes[1])
     before = suite.record()
     for data in (b"", b"x", good[:-1], good[:100], b"\xff" * len(good), bytes(len(good)), template):

@@ -12,6 +12,7 @@ from sealface.enrollment.asked import Asked
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.operations import Kind, Operations, State
 from sealface.enrollment.record import Record
+from sealface.enrollment.renewals import GalleryBusy
 from sealface.enrollment.versions import RotationUnderWay, Versions
 from sealface.storage.galleries import Galleries
 from sealface_client import ServiceError
@@ -317,6 +318,29 @@ async def test_wrong_requests_are_refused(suite, client):
     with refused("FAILED_PRECONDITION", "ROTATED_BY_CLIENT"):
         await client.operations.BeginRotation(o.BeginRotationRequest(gallery="galleries/held", operation_id="x"))
     assert held_gallery.info.key_version.endswith("/1")
+
+
+async def test_a_rotation_by_the_holder_that_was_cancelled_can_be_begun_again(suite, client, monkeypatch):
+    safe = await client.create_gallery("safe", client_held=True)
+    for number in range(3):
+        await safe.enroll(f"s{number}", person(number))
+
+    def gone(*_):
+        raise GalleryBusy("the client is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(rotation.Rotator, "_templates", gone)
+        with pytest.raises(ServiceError) as caught:
+            await safe.rotate()
+        assert caught.value.reason == "GALLERY_BUSY"
+    (begun,) = await safe.operations.list()
+    assert begun.state == o.OPERATION_STATE_RUNNING
+    await safe.operations.cancel(begun.name.rpartition("/")[2])
+    await safe.operations.begin_compaction()  # something newer than the rotation
+    done = await safe.rotate()
+    assert (done.kind, done.state) == (o.OPERATION_KIND_ROTATION, o.OPERATION_STATE_DONE)
+    assert safe.info.key_version == "keys/safe/versions/2"
+    assert (await safe.verify("s2", person(2))).match
 
 
 @both_schemes

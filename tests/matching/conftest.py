@@ -10,7 +10,7 @@ from tests.conftest import Vector
 
 
 def probe_of(gallery: AsyncGallery, vector: Vector) -> messages.Probe:
-    return gallery._keyed.probe(gallery._encryptor.probe(vector))
+    return gallery._keyed.probe(gallery._keyed.encryptor.probe(vector))
 
 
 def verify_request(

@@ -213,7 +213,7 @@ def ciphertexts(services: LocalServices) -> list[bytes]:
         gallery = client.create_gallery("fuzzed", policy=POLICY)
         face = People(5).somebody()
         gallery.enroll("ada", face)
-        encryptor = gallery._gallery._encryptor
+        encryptor = gallery._gallery._keyed.encryptor
         return [encryptor.template(face), encryptor.probe(face)]
 
 
@@ -289,7 +289,7 @@ async def test_a_deadline_that_passes_leaves_nothing_half_done(services: LocalSe
                 assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 passed += 1
         assert passed >= 8
-        probe = gallery._keyed.probe(gallery._encryptor.probe(people.somebody()))
+        probe = gallery._keyed.probe(gallery._keyed.encryptor.probe(people.somebody()))
         identify = matching_service_pb2.IdentifyRequest(gallery="galleries/hurried", probe=probe, request_id="x")
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             _ = [part async for part in client.matching.Identify(identify, timeout=0.001)]

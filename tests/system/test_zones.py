@@ -144,7 +144,7 @@ async def scores(services: LocalServices, gallery_id: str, face: Any) -> list[de
     """A result as compute makes it, for a probe of a client-held gallery."""
     async with AsyncClient.connect(services.state) as client:
         gallery = await client.gallery(gallery_id)
-        probe = gallery._encryptor.probe(face)
+        probe = gallery._keyed.encryptor.probe(face)
         request = matching_service_pb2.VerifyRequest(
             gallery=gallery.info.name,
             probe=matching_service_pb2.Probe(

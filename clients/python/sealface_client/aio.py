@@ -291,7 +291,7 @@ class AsyncClient:
             raise KeyNotTrusted(error.message) from None
         return AsyncGallery(self, gallery, key, public)
 
-    async def next_version(self, gallery: gallery_pb2.Gallery, layout: Layout) -> str:
+    async def next_version(self, gallery: gallery_pb2.Gallery) -> str:
         """The key version that a gallery is to be moved to: made here if it is under the primary one."""
         with translated("keys"):
             key = await self.keys.GetKey(key_service_pb2.GetKeyRequest(name=gallery.key), timeout=self.timeout_s)

@@ -36,6 +36,7 @@ from sealface_client.slots import SlotTable
 from sealface_client.transform import transformed
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
 from sealface_protos.enrollment.v1 import gallery_pb2
+from sealface_protos.enrollment.v1.operation_pb2 import OPERATION_KIND_ROTATION
 from sealface_protos.keys.v1 import key_pb2
 from sealface_protos.matching.v1 import matching_service_pb2 as matching
 
@@ -74,14 +75,14 @@ class AsyncGallery:
         self.managed = gallery.custody == key_pb2.CUSTODY_MANAGED
         self._client = client
         self._pipeline = pipeline_of(gallery.recognition)
-        encryptor = client.scheme.encryptor(self.layout, public_key)
-        self._encryptor: Encryptor = transformed(encryptor, client.key_folder, gallery, self.layout)
+        encryptor: Encryptor = client.scheme.encryptor(self.layout, public_key)
+        encryptor = transformed(encryptor, client.key_folder, gallery, self.layout)
         self._encrypting = asyncio.Lock()  # SEAL objects are for one thread at a time
         self._slots = SlotTable(gallery.name, client.enrollment)
         self._refreshing = asyncio.Lock()
         self._updating = asyncio.Lock()  # calls run at once, the table is for one at a time
         make_judge = partial(client.judge, gallery.key_version, self.layout, self.policy)
-        self._keyed = Keyed(gallery, self._encryptor, make_judge)
+        self._keyed = Keyed(gallery, encryptor, make_judge)
         self.operations = AsyncOperations(client.operations, gallery.name, client.timeout_s)
 
     @property
@@ -97,7 +98,7 @@ class AsyncGallery:
         """
         now = await self._client.gallery(self.id)
         self.info, self.policy, self.layout, self.managed = now.info, now.policy, now.layout, now.managed
-        self._encryptor, self._keyed = now._encryptor, now._keyed
+        self._keyed = now._keyed
 
     async def rotate(self) -> Operation:
         """Move the gallery to a new version of its key while it is searched.
@@ -110,15 +111,14 @@ class AsyncGallery:
             ServiceError: what is wrong; it may be repeated.
         """
         await self.refresh()
-        target = await self._client.next_version(self.info, self.layout)
-        if not self.managed:
-            old, new = (self._client.opener(name, self.layout) for name in (self.info.key_version, target))
-            moved = (target, new)
-            await renew_blocks(self._client.enrollment, self.info.name, self.info.key_version, self.layout, old, moved)
-        begun = await self.operations.begin_rotation() if self.managed else (await self.operations.list())[0]
-        if not self.managed:
-            await self.refresh()
-        return begun
+        target = await self._client.next_version(self.info)
+        if self.managed:
+            return await self.operations.begin_rotation()
+        old, new = (self._client.opener(name, self.layout) for name in (self.info.key_version, target))
+        stub, version = self._client.enrollment, self.info.key_version
+        await renew_blocks(stub, self.info.name, version, self.layout, old, (target, new))
+        await self.refresh()
+        return next(one for one in await self.operations.list() if one.kind == OPERATION_KIND_ROTATION)
 
     async def warm(self) -> None:
         """Load the recognition model now rather than at the first face."""
@@ -312,7 +312,7 @@ class AsyncGallery:
     ) -> AsyncIterator[Identification | SealfaceError]:
         """Search for many faces in one call; yields a result, or what went wrong, for each, in order.
 
-        Nothing is tried again; the time of a result runs from its own encryption.
+        Nothing is tried again but what met a gallery that had moved; a result's time runs from its own encryption.
         """
 
         async def make(face: Face) -> tuple[matching.BatchIdentifyRequest, tuple[Search, float, Face]]:

@@ -146,9 +146,8 @@ class Housekeeper:
         """What is to be seen to here; a gallery whose key the client holds is moved by the client."""
         waiting = self._operations.waiting(gallery.id)
         here = [one for one in waiting if gallery.managed or one.kind is not Kind.ROTATION]
-        return sorted(
-            here, key=lambda one: one.kind is Kind.ROTATION
-        )  # it takes long, and may wait for the key service
+        # a rotation last: it takes long, and may wait for the key service
+        return sorted(here, key=lambda one: one.kind is Kind.ROTATION)
 
     def _work(self, gallery: Gallery, lease: Lease, pause: Callable[[], None]) -> bool:
         """Do all that can be done now; whether there is nothing to go on with soon."""

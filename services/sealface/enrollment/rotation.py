@@ -61,12 +61,12 @@ class Rotator:
         until = time.monotonic() + turn_s
         while True:
             slots = self._versions.missing_templates(gallery, target, after, _TEMPLATES_AT_ONCE)
-            number = None if slots else self._versions.missing_block(gallery, target)
+            block = None if slots else self._versions.missing_block(gallery, target)
             if slots:
                 moved = self._templates(gallery, lease, pause, ask, target, slots)
                 after = slots[-1]
-            elif number is not None:
-                moved = self._block(gallery, lease, pause, ask, target, number)
+            elif block is not None:
+                moved = self._block(gallery, lease, pause, ask, target, *block)
             elif self._versions.move(gallery, lease, operation, done):
                 _log.info("rotated", gallery=gallery.id, ciphertexts=done, key_version=target)
                 return False
@@ -101,14 +101,20 @@ class Rotator:
         return count * gallery.layout.parts
 
     def _block(
-        self, gallery: Gallery, lease: Lease, pause: Callable[[], None], ask: Ask, target: str, number: int
+        self,
+        gallery: Gallery,
+        lease: Lease,
+        pause: Callable[[], None],
+        ask: Ask,
+        target: str,
+        number: int,
+        columns: int,
     ) -> int:
         """Move a block; returns how many ciphertexts it has."""
         found = self._galleries.block(gallery.id, number, gallery.key_version)
         if found is None:  # replaced since it was looked
             return 0
         slots, ciphertext = found
-        columns = next(info.columns for info in self._galleries.blocks(gallery.id) if info.number == number)
         shape = gallery.layout.shape(columns)
         blinded, blinding = self._evaluators.of(gallery).blind(shape, ciphertext)
         answer = awaited(ask(Asked(gallery.key_version, columns, blinded, target_version=target)), pause)

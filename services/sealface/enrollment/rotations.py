@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.operations import Operation
@@ -35,7 +36,7 @@ class Rotations:
 
         Args:
             gallery_id: the gallery.
-            operation_id: the caller's; of a client's own rotation one is made for the version, so that it goes on.
+            operation_id: the caller's; empty for one that is made up. What moves the gallery there already goes on.
             by_client: whether the client does the key holder's part.
 
         Raises:
@@ -48,6 +49,6 @@ class Rotations:
         key_id, _ = names.key_version(gallery.key_version)
         key, public, evaluation_keys = await self._keys.fetch(f"keys/{key_id}")
         target = key.primary_version
-        name = operation_id or "rotation-" + target.replace("/", ".")
+        name = operation_id or f"rotation-{uuid.uuid4().hex}"
         parts = gallery.layout.parts
         return await asyncio.to_thread(self._versions.begin, gallery_id, name, target, public, evaluation_keys, parts)

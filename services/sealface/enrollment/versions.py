@@ -99,16 +99,22 @@ class Versions:
 
     def missing_templates(self, gallery: Gallery, target: str, after: int, limit: int) -> list[int]:
         """Slots, after one, of templates that have a ciphertext under the gallery's version and none under another."""
-        query = _missing(template_ciphertexts, "slot", gallery.id, gallery.key_version, target)
-        slot = query.selected_columns[0]
+        slot = template_ciphertexts.c.slot
+        query = sa.select(slot).where(_missing(slot, gallery.id, gallery.key_version, target), slot > after)
         with self._reading.begin() as transaction:
-            return list(transaction.scalars(query.where(slot > after).order_by(slot).limit(limit)))
+            return list(transaction.scalars(query.order_by(slot).limit(limit)))
 
-    def missing_block(self, gallery: Gallery, target: str) -> int | None:
-        """Number of a block that has a ciphertext under the gallery's version and none under another; or None."""
-        query = _missing(block_ciphertexts, "number", gallery.id, gallery.key_version, target)
+    def missing_block(self, gallery: Gallery, target: str) -> tuple[int, int] | None:
+        """Number and columns of a block that has a ciphertext under the gallery's version and none under another."""
+        number = block_ciphertexts.c.number
+        query = sa.select(number, blocks.c["columns"]).where(
+            _missing(number, gallery.id, gallery.key_version, target),
+            blocks.c.gallery == gallery.id,
+            blocks.c.number == number,
+        )
         with self._reading.begin() as transaction:
-            return transaction.scalars(query.order_by(query.selected_columns[0]).limit(1)).first()
+            found = transaction.execute(query.order_by(number).limit(1)).first()
+        return None if found is None else (found[0], found[1])
 
     def add_templates(self, gallery: Gallery, lease: Lease, target: str, ciphertexts: Mapping[int, bytes]) -> None:
         """Store templates under the target version, but those that were erased meanwhile.
@@ -149,8 +155,9 @@ class Versions:
             check_fence(transaction, lease)
             if not _same(row, gallery):
                 return False
-            for table, name in ((template_ciphertexts, "slot"), (block_ciphertexts, "number")):
-                if transaction.execute(_missing(table, name, gallery.id, row.key_version, target).limit(1)).first():
+            for place in (template_ciphertexts.c.slot, block_ciphertexts.c.number):
+                missing = sa.select(place).where(_missing(place, gallery.id, row.key_version, target))
+                if transaction.execute(missing.limit(1)).first():
                     return False
             ended = {"state": State.DONE, "done": done, "total": done}
             if not update_operation(transaction, gallery.id, operation.id, **ended):
@@ -197,15 +204,15 @@ def _same(row: Any, gallery: Gallery) -> bool:
     return (gallery.id, row.first_epoch, row.key_version) == gallery.identity
 
 
-def _missing(table: sa.Table, name: str, gallery_id: str, version: str, target: str) -> sa.Select[int]:
-    """What has a ciphertext under one version and none under another."""
+def _missing(place: sa.Column[int], gallery_id: str, version: str, target: str) -> sa.ColumnElement[bool]:
+    """What has a ciphertext under one version and none under another; `place` tells it from others of its table."""
+    table = place.table
     moved = table.alias("moved")
     there = sa.select(sa.literal(1)).where(
-        moved.c.gallery == gallery_id, moved.c.key_version == target, moved.c[name] == table.c[name]
+        moved.c.gallery == gallery_id, moved.c.key_version == target, moved.c[place.name] == place
     )
-    return sa.select(table.c[name]).where(
-        table.c.gallery == gallery_id, table.c.key_version == version, ~sa.exists(there.select_from(moved))
-    )
+    held = sa.and_(table.c.gallery == gallery_id, table.c.key_version == version)
+    return sa.and_(held, ~sa.exists(there.select_from(moved)))
 
 
 def _ciphertexts(transaction: sa.Connection, gallery_id: str, version: str, parts: int) -> int:
