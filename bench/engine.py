@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.cipher import product, seal, switching, wire
+from sealface.cipher import product, public_key, seal, switching, wire
 from sealface.cipher.distance import Metric
 from sealface.cipher.evaluator import Evaluator
 from sealface.cipher.layout import Layout, Shape
@@ -84,8 +84,7 @@ class Bench:
         return {"expand_ms": ours, "seal_expand_ms": theirs, "ratio_expand": theirs / ours}
 
     def _public(self) -> Residues:
-        parameters = self.layout.parameters
-        return wire.unpack(self.key.public, 2, parameters.degree, parameters.primes)
+        return public_key.parse(self.layout.parameters, self.key.public)
 
     def sealing(self) -> dict[str, Any]:
         """A whole block from single templates."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from sealface.cipher import kernels, wire
+from sealface.cipher import kernels, public_key, wire
 from sealface.cipher.parameters import N4096
 from sealface.cipher.ring import intt
 from sealface.cli.processes import LocalServices, _compile, _prepare
@@ -91,7 +91,7 @@ async def fits(client: AsyncClient, name: str, secret: bytes) -> bool:
     """Whether a public key is one of the secret: b + a s is small."""
     request = k.GetMaterialRequest(key_version=name)
     public = b"".join([chunk.data async for chunk in client.keys.GetMaterial(request)])
-    b, a = wire.unpack(public, 2, N4096.degree, N4096.primes)
+    b, a = public_key.parse(N4096, public)
     (s,) = wire.unpack(secret, 1, N4096.degree, N4096.primes)
     error = intt(kernels.multiply_add(a, s, b, N4096.primes)[0], N4096.primes[0]).astype(np.int64)
     return bool(np.minimum(error, N4096.primes[0] - error).max() < 64)
