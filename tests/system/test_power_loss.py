@@ -58,7 +58,7 @@ class Known:
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[LocalServices]:
     """The key service alone, with two key-encryption keys that change places."""
-    state = LocalServices(tmp_path)
+    state = LocalServices(tmp_path, insecure=True)
     _prepare(tmp_path)
     _compile(tmp_path)
     for name in ("one", "two"):
