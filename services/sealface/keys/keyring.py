@@ -197,7 +197,9 @@ class Keyring:
         """
         key = self.get(key_id)
         if key.custody is not Custody.MANAGED:
-            raise KeyClientHeld("the key is held by its owner, who registers the next version")
+            raise KeyClientHeld(
+                "the key is held by its owner: rotate it with the client library, which registers the next version"
+            )
         if key.version != current:
             return key
         material = self._scheme.generate(key.layout.parameters)

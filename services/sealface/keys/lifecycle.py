@@ -135,7 +135,9 @@ class Lifecycle:
             KeyNotFound, KeyVersionDestroyed, InvalidUndoWindow: see there.
         """
         if not timedelta() <= undo <= LONGEST_UNDO:
-            raise InvalidUndoWindow(f"a destruction can be undone for up to {LONGEST_UNDO.days} days")
+            raise InvalidUndoWindow(
+                f"a destruction can be undone for up to {LONGEST_UNDO.days} days: name a shorter window"
+            )
         changed = self._change(key_id, number, State.DESTROY_SCHEDULED, destroyed=datetime.now(UTC) + undo)
         if not undo:
             self.destroy_due()

@@ -56,7 +56,9 @@ def undo_window(request: key_service_pb2.DestroyKeyVersionRequest) -> timedelta:
     try:
         return timedelta(seconds=request.undo_window.seconds, microseconds=request.undo_window.nanos / 1e3)
     except OverflowError:
-        raise InvalidUndoWindow(f"a destruction can be undone for up to {LONGEST_UNDO.days} days") from None
+        raise InvalidUndoWindow(
+            f"a destruction can be undone for up to {LONGEST_UNDO.days} days: name a shorter window"
+        ) from None
 
 
 def chunks(kind: key_pb2.MaterialKind.ValueType, element: int, data: bytes) -> list[key_pb2.MaterialChunk]:

@@ -91,7 +91,9 @@ class Renewal:
         if not shape.sealed and target is opener:
             raise UnknownShape("a group is no sealed block: use more columns", columns=announced.columns)
         if not 1 <= count <= MOST_TEMPLATES:
-            raise InvalidCount(f"1 to {MOST_TEMPLATES} templates are renewed at once", limit=MOST_TEMPLATES)
+            raise InvalidCount(
+                f"1 to {MOST_TEMPLATES} templates are renewed at once: send them in several calls", limit=MOST_TEMPLATES
+            )
         return cls(opener, target, shape, count, _positions(shape, announced.cleared))
 
     def check_size(self, received: int) -> None:

@@ -116,7 +116,9 @@ class Head:
         try:
             Ed25519PublicKey.from_public_bytes(verifying_key).verify(self.signature, self._payload())
         except (InvalidSignature, ValueError):
-            raise AuditLogBroken("the head of the audit log is not signed by the key service") from None
+            raise AuditLogBroken(
+                "the head of the audit log is not signed by the key service: name its own, or ask who answers in its place"
+            ) from None
 
     def _payload(self) -> bytes:
         return _HEAD + struct.pack(">Q", self.number) + self.digest
@@ -159,7 +161,9 @@ class Chain:
         if entry.outcome == BEGUN:
             self.unfinished[entry.number] = entry.act
         elif entry.begun and self.unfinished.pop(entry.begun, None) != entry.act:
-            raise AuditLogBroken(f"entry {entry.number} ends what was not begun", entry=entry.number)
+            raise AuditLogBroken(
+                f"entry {entry.number} ends what was not begun: the log was changed", entry=entry.number
+            )
         return entry
 
     def finish(self) -> None:

@@ -36,7 +36,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not all(0 < value < 1 << 53 for value in vars(self).values()):
-            raise InvalidPolicy("a budget must be positive")
+            raise InvalidPolicy("a budget must be positive: leave a limit out for the default")
 
 
 AMPLE = Budget(decisions_per_hour=10**9, comparisons_per_hour=10**15, decisions_per_version=10**9)
