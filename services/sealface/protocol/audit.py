@@ -117,7 +117,7 @@ class Head:
             Ed25519PublicKey.from_public_bytes(verifying_key).verify(self.signature, self._payload())
         except (InvalidSignature, ValueError):
             raise AuditLogBroken(
-                "the head of the audit log is not signed by the key service: name its own, or ask who answers in its place"
+                "the head of the audit log is not signed by the key service: name its own, or ask who answers for it"
             ) from None
 
     def _payload(self) -> bytes:
