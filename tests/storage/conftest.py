@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from sealface.enrollment.record import NewGallery, Record
 from sealface.storage.cache import Cache
 from sealface.storage.database import open_database, open_sqlite, reading
 from sealface.storage.galleries import Galleries
-from sealface.storage.record import metadata
+from sealface.storage.record import metadata, pseudonym_key
 from sealface.storage.schema import RECORD, open_record
 from tests.storage import redis_servers
 
@@ -52,6 +53,7 @@ def made(path: Path) -> sa.Engine:
     with engine.begin() as transaction:
         transaction.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
         transaction.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (RECORD.newest(),))
+        transaction.execute(sa.insert(pseudonym_key).values(secret=os.urandom(32)))
     return engine
 
 
@@ -109,12 +111,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
 
 
 def dump(engine: sa.Engine) -> dict[str, list[Any]]:
-    """All rows by table, but for who works on what."""
+    """All rows by table, but for who works on what, and the log of it."""
     with reading(engine).begin() as transaction:
         return {
             table.name: sorted(tuple(row) for row in transaction.execute(sa.select(table)))
             for table in metadata.sorted_tables
-            if table.name != "leases"
+            if table.name not in ("leases", "audit", "pseudonym_key")
         }
 
 

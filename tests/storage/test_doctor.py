@@ -236,7 +236,8 @@ def test_a_value_of_another_kind_is_found_and_the_examination_goes_on(tmp_path, 
                 healthy = examine(engine).healthy
                 with engine.begin() as transaction:
                     for each in reversed(tables.metadata.sorted_tables):
-                        transaction.execute(sa.delete(each))
+                        if each not in (tables.audit, tables.pseudonym_key):
+                            transaction.execute(sa.delete(each))
             assert not healthy or value is None, (column.name, value)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -313,6 +314,36 @@ def test_the_audit_log_by_command(sealface: Command, services: LocalServices, tm
     assert not sealface.json("audit", "verify", "--file", lines, "--head", head["digest"], code=NO)["intact"]
     assert "neither a file" in sealface.error("audit", "verify", "--head", "nonsense", code=USAGE)
     assert "--out" in sealface.error("audit", "export", "--json", code=USAGE)
+
+
+def test_the_audit_log_of_the_compute_zone_by_command(
+    sealface: Command, services: LocalServices, tmp_path: Path
+) -> None:
+    sealface.json("gallery", "create", "logged", *THRESHOLDS)
+    with Client.connect(services.state) as client:
+        client.gallery("logged").enroll("ada", People(8).somebody())
+    sealface.json("erase", "logged", "ada")
+    compute = ("--zone", "compute")
+    head = sealface.json("audit", "head", *compute)
+    assert head["signature"] == ""
+    lines = tmp_path / "log.jsonl"
+    count = sealface.json("audit", "export", *compute, "--out", lines)["entries"]
+    entries = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert count == len(entries) >= head["number"]
+    whom = sealface.json("audit", "pseudonym", "logged", "ada", *compute)["pseudonym"]
+    found = [entry["act"] for entry in entries if entry["detail"].get("subject") == whom]
+    assert found[0] == "Enroll"
+    assert found[1] in ("EraseSubject", "Erasure")
+    for options in ((*compute, "--head", head["digest"]), ("--file", lines, "--head", head["digest"])):
+        assert sealface.json("audit", "verify", *options)["intact"]
+    with sqlite3.connect(services.state / "compute" / "record.db") as record:
+        (act,) = record.execute("SELECT act FROM audit WHERE number = 1").fetchone()
+        record.execute("DROP TRIGGER audit_no_update")
+        record.execute("UPDATE audit SET act = 'Nothing' WHERE number = 1")
+    assert not sealface.json("audit", "verify", *compute, code=NO)["intact"]
+    with sqlite3.connect(services.state / "compute" / "record.db") as record:
+        record.execute("UPDATE audit SET act = ? WHERE number = 1", (act,))
+    assert "--zone compute" in sealface.error("audit", "pseudonym", "logged", "ada", code=USAGE)
 
 
 def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""`sealface audit`: the key service's audit log, exported and checked."""
+"""`sealface audit`: both zones' audit logs, exported and checked.
+
+The key service shows its log to operators; the compute zone's is read from the record itself, by who runs that zone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from enum import StrEnum
 from pathlib import Path
 from secrets import SystemRandom
 from typing import Annotated, Any, TypeVar
@@ -19,14 +24,28 @@ from rich.table import Table
 from sealface.cli.output import Exit, Json, State, console, fail, print_json, progress_bar, reporting
 from sealface.cli.processes import ZONES
 from sealface.cli.record import Database, NoRecord, StateFolder, opened
+from sealface.enrollment.audit import AuditLog
 from sealface.errors import InvalidInput
 from sealface.protocol.audit import AuditLogBroken, Chain, Head, check
 from sealface.storage import chain, keys
 from sealface.storage.database import open_database, reading
+from sealface.storage.schema import RECORD
 from sealface_client import AsyncClient
 
-app = typer.Typer(help="The key service's audit log.", no_args_is_help=True)
+app = typer.Typer(help="The audit logs of keys and decisions, and of galleries.", no_args_is_help=True)
 _T = TypeVar("_T")
+
+
+class LogOf(StrEnum):
+    """Whose log."""
+
+    KEYS = "keys"
+    COMPUTE = "compute"
+
+
+OfZone = Annotated[
+    LogOf, typer.Option("--zone", help="keys: who used keys, and decisions; compute: who enrolled and erased whom.")
+]
 
 
 class NoSuchHead(InvalidInput):
@@ -41,11 +60,26 @@ def _asked(state: Path | None, ask: Callable[[AsyncClient], Awaitable[_T]]) -> _
     return asyncio.run(run())
 
 
+@contextmanager
+def _record_log(database: str, state: Path | None) -> Iterator[AuditLog]:
+    """The compute zone's log."""
+    engine = opened(database, state or Path(".state"))
+    try:
+        RECORD.check(engine)
+        yield AuditLog(engine)
+    finally:
+        engine.dispose()
+
+
 @app.command()
 @reporting
-def head(state: State = None, as_json: Json = False) -> None:
-    """Print the last entry's number and digest, signed: keep it where the key service's operator cannot write."""
-    now = _asked(state, lambda client: client.audit.head())
+def head(zone: OfZone = LogOf.KEYS, database: Database = "", state: State = None, as_json: Json = False) -> None:
+    """Print the last entry's number and digest; keep it where whoever runs the zone cannot write."""
+    if zone is LogOf.COMPUTE:
+        with _record_log(database, state) as log:
+            now = log.head()
+    else:
+        now = _asked(state, lambda client: client.audit.head())
     if as_json:
         signed = {"number": now.number, "digest": now.digest.hex(), "signature": now.signature.hex()}
         print_json(signed | {"time": int(time.time())})
@@ -62,9 +96,11 @@ def verify(
     file: Annotated[
         Path | None, typer.Option(help="Lines of `audit export`, in place of the running service's log.")
     ] = None,
+    zone: OfZone = LogOf.KEYS,
     database: Annotated[
-        Path | None, typer.Option(help="The key service's database file, keys.db, in place of the service.")
-    ] = None,
+        str,
+        typer.Option(help="Of keys the file keys.db, in place of the service; of compute the record, postgresql://…"),
+    ] = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -74,10 +110,13 @@ def verify(
     """
     known = _head(kept) if kept else None
     try:
-        if database is not None:
-            found = _check_database(database, known)
-        elif file is not None:
+        if file is not None:
             found = _check_file(file, known)
+        elif zone is LogOf.COMPUTE:
+            with _record_log(database or os.environ.get("SEALFACE_DATABASE", ""), state) as log:
+                found = check(log.lines(), known)
+        elif database:
+            found = _check_database(Path(database), known)
         else:
             found = _asked(state, lambda client: client.audit.verify(known))
     except AuditLogBroken as error:
@@ -100,6 +139,8 @@ def export(
     after: Annotated[int, typer.Option(min=0, help="Number of the entry that it begins behind.")] = 0,
     act: Annotated[str, typer.Option(help="Entries of this act alone; a part cannot be checked.")] = "",
     out: Annotated[Path | None, typer.Option(help="File to write; standard output if left out.")] = None,
+    zone: OfZone = LogOf.KEYS,
+    database: Database = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -107,16 +148,25 @@ def export(
     if as_json and out is None:
         fail("name a file with --out: --json prints one object, and the log is many", Exit.USAGE)
 
-    async def copy(client: AsyncClient) -> int:
-        count = 0
-        with out.open("wb") if out else sys.stdout.buffer as target:
-            async for line in client.audit.lines(after, act):
-                target.write(line + b"\n")
-                count += 1
-            target.flush()
-        return count
+    count = 0
+    with out.open("wb") if out else nullcontext(sys.stdout.buffer) as target:
 
-    count = _asked(state, copy)
+        def write(line: bytes) -> None:
+            nonlocal count
+            target.write(line + b"\n")
+            count += 1
+
+        async def copy(client: AsyncClient) -> None:
+            async for line in client.audit.lines(after, act):
+                write(line)
+
+        if zone is LogOf.COMPUTE:
+            with _record_log(database, state) as log:
+                for line in log.lines(after, act):
+                    write(line)
+        else:
+            _asked(state, copy)
+        target.flush()
     if as_json:
         print_json({"entries": count, "file": str(out)})
 
@@ -125,14 +175,24 @@ def export(
 @reporting
 def pseudonym(
     gallery: Annotated[str, typer.Argument(help="Id of the gallery.")],
-    slot: Annotated[int, typer.Argument(min=1, help="A slot of it.")],
+    whom: Annotated[str, typer.Argument(help="A slot of it; with --zone compute a subject.")],
+    zone: OfZone = LogOf.KEYS,
+    database: Database = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Print what the log has in the place of a slot, to look for whom it was claimed to be."""
-    found = _asked(state, lambda client: client.audit.pseudonym(gallery, slot))
+    """Print what stands in a log for somebody: in the key service's for a slot, in the compute zone's for a subject."""
+    named: dict[str, str | int]
+    if zone is LogOf.COMPUTE:
+        named = {"subject": whom}
+        with _record_log(database, state) as log:
+            found = log.pseudonym(gallery, whom)
+    else:
+        slot = _slot(whom)
+        named = {"slot": slot}
+        found = _asked(state, lambda client: client.audit.pseudonym(gallery, slot))
     if as_json:
-        print_json({"gallery": gallery, "slot": slot, "pseudonym": found})
+        print_json({"gallery": gallery, **named, "pseudonym": found})
     else:
         console.print(found)
 
@@ -177,6 +237,12 @@ def recompute(
         console.print(table)
     if found[Finding.DIFFERENT] or found[Finding.MISSING]:
         raise typer.Exit(Exit.NO)
+
+
+def _slot(named: str) -> int:
+    if not (named.isascii() and named.isdigit() and 1 <= int(named) < 1 << 32):
+        fail("name a slot, a number from 1 on; for a subject say --zone compute", Exit.USAGE)
+    return int(named)
 
 
 def _head(named: str) -> Head:

@@ -11,9 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from sealface import errors
+from sealface.enrollment.audit import note
 from sealface.enrollment.leases import Lease, check_fence
 from sealface.enrollment.rows import locked_gallery
 from sealface.errors import InvalidInput, NotFound, SealfaceError, WrongState
+from sealface.protocol.audit import BEGUN, Detail
 from sealface.storage.database import in_utc, reading
 from sealface.storage.record import operations
 
@@ -64,6 +66,7 @@ class Operation:
         kind, state: see there.
         done, total: how much of how much, in the kind's unit.
         detail: what it works on, and then what came of it.
+        entry: number of the audit log's entry of its beginning; 0 if it is older than the log.
         created, updated: when it was begun, and last got on.
     """
 
@@ -74,6 +77,7 @@ class Operation:
     done: int
     total: int
     detail: Mapping[str, Any]
+    entry: int
     created: datetime
     updated: datetime
 
@@ -152,7 +156,7 @@ class Operations:
     def _update(self, operation: Operation, lease: Lease, **values: Any) -> bool:
         with self._engine.begin() as transaction:
             check_fence(transaction, lease)
-            return update_operation(transaction, operation.gallery, operation.id, **values)
+            return update_operation(transaction, operation, **values)
 
     def cancel(self, gallery_id: str, operation_id: str) -> Operation:
         """End an operation where it is; one that has ended stays as it is.
@@ -166,18 +170,26 @@ class Operations:
                 raise OperationNotFound("the gallery has no such operation: list its operations")
             if found.kind in (Kind.ERASURE, Kind.EXPIRY):
                 raise NotCancellable("what is erased is not brought back: wait until the operation is done")
-            update_operation(transaction, gallery_id, operation_id, state=State.CANCELLED)
+            update_operation(transaction, found, state=State.CANCELLED)
         return self.get(gallery_id, operation_id)
 
 
 def insert_operation(
-    transaction: sa.Connection, gallery_id: str, operation_id: str, kind: Kind, total: int, detail: Mapping[str, Any]
+    transaction: sa.Connection,
+    gallery_id: str,
+    operation_id: str,
+    kind: Kind,
+    total: int,
+    detail: Mapping[str, Any],
+    told: Mapping[str, Detail] | None = None,
 ) -> Operation:
-    """Store a new operation, and forget those that ended long ago."""
+    """Store a new operation, with what the audit log is told of it, and forget those that ended long ago."""
     now = datetime.now(UTC)
     ended = (operations.c.gallery == gallery_id, operations.c.state != State.RUNNING)
     transaction.execute(sa.delete(operations).where(*ended, operations.c.updated < now - _KEPT))
-    begun = Operation(gallery_id, operation_id, kind, State.RUNNING, 0, total, detail, now, now)
+    told = {"operation": operation_id} | dict(told or {})
+    entry = note(transaction, kind.capitalize(), gallery_id, told, outcome=BEGUN)
+    begun = Operation(gallery_id, operation_id, kind, State.RUNNING, 0, total, detail, entry, now, now)
     transaction.execute(sa.insert(operations).values(vars(begun)))
     return begun
 
@@ -194,15 +206,20 @@ def known_operation(transaction: sa.Connection, gallery_id: str, operation_id: s
     return known
 
 
-def update_operation(transaction: sa.Connection, gallery_id: str, operation_id: str, **values: Any) -> bool:
+def update_operation(transaction: sa.Connection, operation: Operation, **values: Any) -> bool:
     """Change an operation that has not ended; False if it has."""
     where = (
-        operations.c.gallery == gallery_id,
-        operations.c.id == operation_id,
+        operations.c.gallery == operation.gallery,
+        operations.c.id == operation.id,
         operations.c.state == State.RUNNING,
     )
-    changed = transaction.execute(sa.update(operations).where(*where).values(updated=datetime.now(UTC), **values))
-    return changed.rowcount > 0
+    change = sa.update(operations).where(*where).values(updated=datetime.now(UTC), **values)
+    if not transaction.execute(change).rowcount:
+        return False
+    if "state" in values:
+        act, told = operation.kind.capitalize(), {"operation": operation.id}
+        note(transaction, act, operation.gallery, told, outcome=values["state"], begun=operation.entry)
+    return True
 
 
 def count_imported(transaction: sa.Connection, gallery_id: str, operation_id: str, templates: int) -> None:
@@ -216,7 +233,7 @@ def count_imported(transaction: sa.Connection, gallery_id: str, operation_id: st
         raise OperationNotFound("the gallery has no such operation: begin the import")
     done = found.done + templates
     ended = {"state": State.DONE} if done >= found.total else {}
-    if not update_operation(transaction, gallery_id, operation_id, done=done, **ended):
+    if not update_operation(transaction, found, done=done, **ended):
         raise OperationEnded("the import has ended: begin another for more templates", state=found.state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from sealface.cipher.layout import Layout
+from sealface.enrollment.audit import note, pseudonym, pseudonyms
 from sealface.enrollment.leases import Lease, check_fence
 from sealface.enrollment.operations import (
     Kind,
@@ -39,6 +41,7 @@ from sealface.enrollment.rows import (
     remove_gallery,
 )
 from sealface.errors import AlreadyExists, NotFound
+from sealface.protocol.audit import Detail
 from sealface.storage import record as tables
 from sealface.storage.database import forget, reading
 from sealface.storage.evaluators import wrong_key_version
@@ -148,6 +151,7 @@ class Record:
                 )
             )
             insert_version(transaction, new.id, new.key_version, new.public_key, new.evaluation_keys)
+            note(transaction, "CreateGallery", new.id, {"key_version": new.key_version})
 
     def delete_gallery(self, gallery_id: str) -> int:
         """Erase a gallery with all that is in it; returns how many templates that were.
@@ -157,6 +161,7 @@ class Record:
         """
         with self._engine.begin() as transaction:
             erased = remove_gallery(transaction, gallery_id)
+            note(transaction, "DeleteGallery", gallery_id, {"templates": erased})
         self._forget()
         return erased
 
@@ -213,6 +218,8 @@ class Record:
             insert_template_ciphertexts(transaction, gallery_id, key_version, {enrolled.slot: ciphertext})
             insert_request(transaction, gallery_id, request_id, subject, enrolled)
             advance(transaction, gallery_id, enrolled.epoch, next_slot=enrolled.slot + 1)
+            whom = pseudonym(transaction, gallery_id, subject)
+            note(transaction, "Enroll", gallery_id, {"subject": whom, "slot": enrolled.slot})
         return enrolled
 
     def erase_subject(self, gallery_id: str, subject: str) -> tuple[int, int]:
@@ -223,6 +230,7 @@ class Record:
         """
         with self._engine.begin() as transaction:
             slots, epoch = self._erase_subject(transaction, gallery_id, subject)
+            note(transaction, "EraseSubject", gallery_id, _erased(transaction, gallery_id, subject, slots))
         self._forget()
         return len(slots), epoch
 
@@ -239,7 +247,8 @@ class Record:
                 return known
             slots, epoch = self._erase_subject(transaction, gallery_id, subject)
             detail = {"slots": slots, "epoch": epoch}
-            begun = insert_operation(transaction, gallery_id, operation_id, Kind.ERASURE, 0, detail)
+            told = _erased(transaction, gallery_id, subject, slots)
+            begun = insert_operation(transaction, gallery_id, operation_id, Kind.ERASURE, 0, detail, told)
         self._forget()
         return begun
 
@@ -264,6 +273,7 @@ class Record:
             locked_gallery(transaction, gallery_id)
             table = tables.galleries
             transaction.execute(sa.update(table).where(table.c.id == gallery_id).values(retention_s=retention_s))
+            note(transaction, "UpdateGallery", gallery_id, {"retention_s": retention_s or "none"})
 
     def expire(self, gallery_id: str, lease: Lease, before: datetime) -> int:
         """Erase some templates that were enrolled before a time; returns how many, 0 if there are none.
@@ -284,6 +294,7 @@ class Record:
                 return 0
             erase_templates(transaction, gallery_id, {row.slot: row.block for row in old}, epoch)
             lead_again(transaction, gallery_id, {row.subject for row in old}, epoch)
+            note(transaction, "Expire", gallery_id, {"slots": [str(row.slot) for row in old]})
         self._forget()
         return len(old)
 
@@ -327,8 +338,6 @@ class Record:
             first, last = row.next_slot, row.next_slot + len(subjects) - 1
             if last > _LAST_SLOT:
                 raise TooManyTemplates("the gallery has no slots left for these: make a new gallery", limit=_LAST_SLOT)
-            if operation_id:
-                count_imported(transaction, gallery_id, operation_id, len(subjects))
             imported = Enrolled(first, row.epoch + 1, datetime.now(UTC))
             leads = first_slots(transaction, gallery_id, subjects, first)
             common = {
@@ -350,6 +359,11 @@ class Record:
             insert_block(transaction, gallery_id, key_version, number, columns, placed, ciphertext, imported=True)
             insert_request(transaction, gallery_id, request_id, named, imported)
             advance(transaction, gallery_id, imported.epoch, next_slot=last + 1, next_block=row.next_block + 1)
+            whom = "\n".join(pseudonyms(transaction, gallery_id, subjects))
+            told = {"subjects": hashlib.sha256(whom.encode()).hexdigest(), "slot": first, "templates": len(subjects)}
+            note(transaction, "ImportBlock", gallery_id, told | ({"operation": operation_id} if operation_id else {}))
+            if operation_id:
+                count_imported(transaction, gallery_id, operation_id, len(subjects))
         return imported
 
     def seal(
@@ -423,6 +437,11 @@ class Record:
             drop_blocks(transaction, gallery.id, [number])
             advance(transaction, gallery.id, row.epoch + 1)
         self._forget()
+
+
+def _erased(transaction: sa.Connection, gallery_id: str, subject: str, slots: Sequence[int]) -> dict[str, Detail]:
+    """What the audit log has of an erasure."""
+    return {"subject": pseudonym(transaction, gallery_id, subject), "slots": [str(slot) for slot in slots]}
 
 
 def _check_version(stored: str, admitted: str) -> None:

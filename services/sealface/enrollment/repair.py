@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import sqlalchemy as sa
 
+from sealface.enrollment.audit import OPERATOR, note
 from sealface.enrollment.rows import advance, drop_blocks, locked_gallery
 from sealface.storage import record as tables
 from sealface.storage.beside import erased_slots, replaced_blocks
@@ -38,14 +39,17 @@ def _heal(engine: sa.Engine, finding: Finding) -> bool:
             row = locked_gallery(transaction, finding.gallery)
             if finding.what in (Damage.CIPHERTEXT_LEFT, Damage.MOVED_CIPHERTEXT_DAMAGED):
                 _drop_beside(transaction, finding, row.key_version)
-                return True
-            if finding.block is None:
+            elif finding.block is None:
                 return False
-            if finding.what is Damage.ERASED_COUNT_WRONG:
+            elif finding.what is Damage.ERASED_COUNT_WRONG:
                 _count_erased(transaction, finding.gallery, finding.block)
-            elif not _open(transaction, finding.gallery, finding.block):
+                advance(transaction, finding.gallery, row.epoch + 1)
+            elif _open(transaction, finding.gallery, finding.block):
+                advance(transaction, finding.gallery, row.epoch + 1)
+            else:
                 return False
-            advance(transaction, finding.gallery, row.epoch + 1)
+            told = {"found": str(finding.what), "where": finding.where}
+            note(transaction, "Repair", finding.gallery, told, actor=OPERATOR)
     except GalleryNotFound:  # deleted meanwhile
         return False
     return True

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy as sa
 
+from sealface.enrollment.audit import OPERATOR, note
 from sealface.enrollment.record import GalleryExists, KeyTaken
 from sealface.enrollment.rows import remove_gallery
 from sealface.errors import LimitExceeded, WrongState
@@ -105,7 +106,10 @@ class _Restoring:
             self._transaction.execute(
                 sa.insert(tables.tombstones), [buried | {"slot": slot} for slot in sorted(self._kept_erased)]
             )
-        return Restored(self._templates, len(self._kept_erased), self._lost)
+        restored = Restored(self._templates, len(self._kept_erased), self._lost)
+        told = vars(restored) | {"backup": self._backup.digest.hex()}
+        note(self._transaction, "Restore", self._backup.gallery, told, actor=OPERATOR)
+        return restored
 
     @property
     def _changes(self) -> dict[sa.Table, Callable[[Row], Row | None]]:

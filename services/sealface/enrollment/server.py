@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.asked import Asked
+from sealface.enrollment.audit import ACTOR
 from sealface.enrollment.enroller import Enroller
 from sealface.enrollment.erasure import Eraser
 from sealface.enrollment.housekeeper import Housekeeper
@@ -26,6 +27,7 @@ from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.enrollment.versions import Versions
 from sealface.protocol.zones import Zone
 from sealface.runtime.channels import connect
+from sealface.runtime.peers import ActorInterceptor
 from sealface.runtime.server import Background, Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.storage.entries import Entries
@@ -87,7 +89,7 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     background: list[Background] = [housekeeper]
     if entries is not None:
         background.append(Invalidation(galleries, entries))
-    server = Server(config.server, [SERVICE, OPERATIONS], background=background)
+    server = Server(config.server, [SERVICE, OPERATIONS], [ActorInterceptor(ACTOR)], background)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationServicer(operations, record, rotations, housekeeper.wake), server.grpc
     )

@@ -84,8 +84,8 @@ class Versions:
                 return known
             detail = {"key_version": target}
             if row.key_version == target:
-                begun = insert_operation(transaction, gallery_id, operation_id, Kind.ROTATION, 0, detail)
-                update_operation(transaction, gallery_id, operation_id, state=State.DONE)
+                begun = insert_operation(transaction, gallery_id, operation_id, Kind.ROTATION, 0, detail, detail)
+                update_operation(transaction, begun, state=State.DONE)
                 return find_operation(transaction, gallery_id, operation_id) or begun
             for under_way in running_operations(transaction, gallery_id, Kind.ROTATION):
                 if under_way.detail["key_version"] == target:
@@ -95,7 +95,7 @@ class Versions:
             if not transaction.execute(sa.select(tables.versions.c.gallery).where(*of_version)).first():
                 insert_version(transaction, gallery_id, target, public_key, evaluation_keys)
             total = _ciphertexts(transaction, gallery_id, row.key_version, parts)
-            return insert_operation(transaction, gallery_id, operation_id, Kind.ROTATION, total, detail)
+            return insert_operation(transaction, gallery_id, operation_id, Kind.ROTATION, total, detail, detail)
 
     def missing_templates(self, gallery: Gallery, target: str, after: int, limit: int) -> list[int]:
         """Slots, after one, of templates that have a ciphertext under the gallery's version and none under another."""
@@ -160,7 +160,7 @@ class Versions:
                 if transaction.execute(missing.limit(1)).first():
                     return False
             ended = {"state": State.DONE, "done": done, "total": done}
-            if not update_operation(transaction, gallery.id, operation.id, **ended):
+            if not update_operation(transaction, operation, **ended):
                 return False  # it was cancelled
             transaction.execute(sa.update(galleries).where(galleries.c.id == gallery.id).values(key_version=target))
             advance(transaction, gallery.id, row.epoch + 1)

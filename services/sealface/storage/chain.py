@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from sealface.protocol.audit import BEGINNING, Detail, Entry, digest
 
 _PAGE = 1000
+_LAST = (1 << 31) - 1
+_LOCK = 5350  # of whoever writes a log, in PostgreSQL
 
 
 def chain_table(name: str, metadata: sa.MetaData) -> sa.Table:
@@ -51,7 +53,7 @@ def append(
     request: bytes | None = None,
     detail: Mapping[str, Detail] | None = None,
 ) -> int:
-    """Write an entry; returns its number. The transaction keeps other writers of the log out.
+    """Write an entry; returns its number. Other writers of the log wait from here on until the transaction ends.
 
     Args:
         transaction: it is written, or not, with what else is done in it.
@@ -64,6 +66,8 @@ def append(
         request: the request's bytes, of which the log keeps a digest.
         detail: see `Entry`.
     """
+    if transaction.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     number, previous = last(transaction, table)
     entry = Entry(
         number=number + 1,
@@ -83,7 +87,7 @@ def append(
     return entry.number
 
 
-def page(connection: sa.Connection, table: sa.Table, after: int, until: int = 1 << 62, act: str = "") -> list[Any]:
+def page(connection: sa.Connection, table: sa.Table, after: int, until: int = _LAST, act: str = "") -> list[Any]:
     """The next rows behind a number, up to another, of one act if one is named."""
     query = sa.select(table).where(table.c.number > after, table.c.number <= until).order_by(table.c.number)
     return list(connection.execute((query.where(table.c.act == act) if act else query).limit(_PAGE)))
@@ -94,10 +98,12 @@ def line_of(row: Any) -> bytes:
     return row.line if isinstance(row.line, bytes) else b""
 
 
-def lines(connection: sa.Connection, table: sa.Table) -> Iterator[bytes]:
-    """All lines; one whose row says another act or digest than it has itself comes out empty, which no line is."""
-    after = 0
-    while rows := page(connection, table, after):
+def lines(connection: sa.Connection, table: sa.Table, after: int = 0, act: str = "") -> Iterator[bytes]:
+    """All lines behind a number, of one act if one is named.
+
+    One whose row says another act or digest than it has itself comes out empty, which no line is.
+    """
+    while rows := page(connection, table, after, act=act):
         for row in rows:
             line = line_of(row)
             honest = row.digest == digest(line) and b'"act":"%s"' % str(row.act).encode() in line

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from sealface.storage.chain import chain_table
+
 metadata = sa.MetaData()
 
 Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # a slot needs 32 bits without a sign
@@ -137,6 +139,7 @@ operations = sa.Table(
     sa.Column("done", Number, nullable=False),
     sa.Column("total", Number, nullable=False),
     sa.Column("detail", sa.JSON, nullable=False),  # what it works on, and then what came of it; no subject id
+    sa.Column("entry", sa.Integer, nullable=False, server_default="0"),  # of the audit log; 0 before there was one
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
     sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
     sa.Index("operations_by_state", "gallery", "state"),
@@ -157,4 +160,12 @@ retired = sa.Table(
     sa.Column("id", Id, primary_key=True),
     sa.Column("epoch", Number, nullable=False),
     sa.Column("next_slot", Number, nullable=False),
+)
+
+audit = chain_table("audit", metadata)
+
+pseudonym_key = sa.Table(  # one row, made with the table: of the audit log's HMACs of subject ids
+    "pseudonym_key",
+    metadata,
+    sa.Column("secret", sa.LargeBinary(32), primary_key=True),
 )
