@@ -29,6 +29,8 @@ from sealface.protocol.policy import Policy
 from sealface.protocol.signing import Credential
 from sealface.recognition import weights_home
 from sealface.recognition.weights import DLIB_WEIGHTS, weights_folder
+from sealface.runtime.authentication import Issuer
+from sealface.runtime.authorisation import Rate
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.workers.pool import Home
@@ -77,6 +79,8 @@ class Suite:
     cache: CacheConfig | None = None
     home: Home | None = None  # of workers; one in the matching service if none is named
     database: str = ""
+    issuers: tuple[Issuer, ...] = ()
+    rate: Rate = field(default_factory=Rate)
     key_encryption: dict[str, Any] = field(default_factory=dict)  # of KeyConfig
     operator: Credential = field(default_factory=lambda: Credential.generate("callers/operator"))
     addresses: dict[str, str] = field(default_factory=dict)
@@ -103,9 +107,8 @@ class Suite:
                     KeyConfig(self.keys, config, self.keys / "operator.pub", **self.key_encryption), self.scheme
                 )
             elif service == "enrollment":
-                enrollment = EnrollmentConfig(
-                    self.compute, config, self.addresses["keys"], self.database, cache=self.cache
-                )
+                of_record = self.database, self.cache, self.issuers, self.rate
+                enrollment = EnrollmentConfig(self.compute, config, self.addresses["keys"], *of_record)
                 server = build_enrollment(enrollment, self.scheme)
             else:
                 matching = MatchingConfig(
@@ -117,6 +120,8 @@ class Suite:
                     memory=self.memory,
                     database=self.database,
                     cache=self.cache,
+                    issuers=self.issuers,
+                    rate=self.rate,
                 )
                 server = build_matching(matching, self.scheme)
             self.addresses[service] = await server.start()
@@ -266,6 +271,11 @@ def only_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
     assert status.details[0].Unpack(info)
     assert info.domain == "sealface"
     return info
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """The reason in a failed call's ErrorInfo."""
+    return str(status_of(error)[1].reason)
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from sealface.matching import feed
 from sealface.matching.matcher import Matcher
 from sealface.protocol.names import InvalidName
 from sealface.protocol.policy import Policy
+from sealface.protocol.rights import Grant, Role
 from sealface.protocol.sealing import DecisionNotGenuine
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed, new_static
 from sealface.storage.database import RecordUnavailable
 from sealface_client import AsyncClient, Enrolled, Identification, Imported, ServiceError
 from sealface_client.aio import CredentialMissing, KeyNotTrusted
@@ -64,7 +66,9 @@ async def test_the_options_of_a_gallery_are_what_others_see(suite, client):
     made = await client.create_gallery(
         "door", policy=POLICY, metric="angular", edge=True, largest_face=True, align=False, anti_spoofing=True
     )
-    seen = (await suite.client(Credential.generate("callers/other")).gallery("door")).info
+    other = Credential.generate("callers/other")
+    await client.create_caller("other", other.verifying_key)
+    seen = (await suite.client(other).gallery("door")).info
     assert seen == made.info
     assert (seen.recognition.unaligned, seen.recognition.anti_spoofing) == (True, True)
     assert seen.recognition.face_rule == 2
@@ -150,8 +154,12 @@ async def test_without_a_credential_nothing_is_made_and_nothing_decided(suite, c
     with pytest.raises(CredentialMissing):
         await nobody.create_gallery("other", policy=POLICY)
     assert len(await client.list_keys()) == 1
-    gallery = await nobody.gallery("door")
-    await gallery.enroll("bob", person(2))  # what only compute is asked for needs none
+    with service_error("UNAUTHENTICATED", "TOKEN_MISSING"):
+        await nobody.gallery("door")
+    token, digest = new_static()
+    await client.create_caller("clerk", grants=[Grant(Role.ADMIN, "door")], token_digest=digest)
+    gallery = await suite.client(anonymous=True, token=token).gallery("door")
+    await gallery.enroll("bob", person(2))  # what only compute is asked for needs no signature
     with pytest.raises(CredentialMissing):
         await gallery.verify("ann", person(1))
     with pytest.raises(CredentialMissing):
@@ -164,16 +172,18 @@ async def test_a_verifier_decides_and_makes_no_keys(suite, client, door):
     await door.enroll("ann", person(1))
     alice = Credential.generate("callers/alice")
     verifier = suite.client(alice)
-    gallery = await verifier.gallery("door")
-    with service_error("UNAUTHENTICATED", "UNKNOWN_CALLER"):
-        await gallery.verify("ann", person(1))
+    with service_error("UNAUTHENTICATED", "CALLER_UNKNOWN"):
+        await verifier.gallery("door")
     await client.create_caller("alice", alice.verifying_key)
+    gallery = await verifier.gallery("door")
     assert (await gallery.verify("ann", person(1))).match
+    with service_error("PERMISSION_DENIED", "NOT_ALLOWED"):
+        await gallery.enroll("bob", person(2))
     with service_error("PERMISSION_DENIED", "OPERATOR_REQUIRED"):
         await verifier.create_gallery("other", policy=POLICY)
 
 
-async def test_connecting_by_a_state_folder_or_the_environment(suite, tmp_path, monkeypatch, door):
+async def test_connecting_by_a_state_folder_or_the_environment(suite, client, tmp_path, monkeypatch, door):
     import json
 
     from sealface_client.endpoints import NoServices
@@ -192,6 +202,7 @@ async def test_connecting_by_a_state_folder_or_the_environment(suite, tmp_path, 
     for name, address in suite.addresses.items():
         monkeypatch.setenv(f"SEALFACE_{name.upper()}", address)
     alice = Credential.generate("callers/alice")
+    await client.create_caller("alice", alice.verifying_key)
     monkeypatch.setenv("SEALFACE_CREDENTIAL", str(alice.save(tmp_path)))
     async with AsyncClient.connect(scheme=suite.scheme) as found:
         assert found.credential.caller == "callers/alice"
@@ -328,7 +339,7 @@ async def test_near_enough_is_what_a_search_names(door):
 
 async def test_the_check_needs_what_a_search_needs_and_fails_before_anything_is_stored(suite, client, door):
     await door.enroll("ann", person(1))
-    nobody = await suite.client(anonymous=True).gallery("door")
+    nobody = await suite.client(anonymous=True, token=Signed(suite.operator)()).gallery("door")
     before = suite.record()
     with pytest.raises(CredentialMissing):
         await nobody.enroll("bob", person(2), unique=True)
@@ -607,6 +618,7 @@ async def test_a_restart_of_the_key_service_is_waited_out_with_a_new_nonce(suite
 
 async def test_a_key_service_that_stays_away_is_said_in_the_end(suite, door):
     await door.enroll("ann", person(1))
+    assert (await door.verify("ann", person(1))).match
     await suite.stop("keys")
     with service_error("UNAVAILABLE", "KEY_SERVICE_UNAVAILABLE"):
         await door.verify("ann", person(1))

@@ -32,6 +32,7 @@ DESCRIPTORS = [
 ]
 METHODS = {method.name for service in DESCRIPTORS for method in service.methods}
 CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_VERIFIER)
+GRANT = caller_pb2.Grant(role=caller_pb2.GALLERY_ROLE_ENROLLER, gallery="galleries/door")
 
 
 async def stream(call):
@@ -115,6 +116,10 @@ async def test_every_method_of_the_contract_answers(suite, client):
     assert b"".join(c.data for c in await call("GetMaterial", stream(keys.GetMaterial(request)))) == made.public
     await call("CreateCaller", keys.CreateCaller(k.CreateCallerRequest(caller_id="bob", caller=CALLER)))
     assert len((await call("ListCallers", keys.ListCallers(k.ListCallersRequest()))).callers) == 2
+    granted = k.UpdateCallerRequest(name="callers/bob", grants=[GRANT])
+    assert [*(await call("UpdateCaller", keys.UpdateCaller(granted))).grants] == [GRANT]
+    found = await call("FindCaller", keys.FindCaller(k.FindCallerRequest(name="callers/bob")))
+    assert [*found.grants] == [GRANT]
     await call("DeleteCaller", keys.DeleteCaller(k.DeleteCallerRequest(name="callers/bob")))
     identity = await call("GetServiceIdentity", keys.GetServiceIdentity(k.GetServiceIdentityRequest()))
     asked = ask(suite.operator, b"probe")

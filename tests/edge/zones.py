@@ -26,9 +26,11 @@ from sealface.keys.server import build as build_keys
 from sealface.matching.server import MatchingConfig
 from sealface.matching.server import build as build_matching
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed
 from sealface.recognition import Limits
 from sealface.runtime.server import Server, ServerConfig
 from sealface_client import AsyncClient
+from sealface_client.channels import Bearing
 from sealface_client.policies import default_policy
 from sealface_protos.edge.v1 import edge_service_pb2 as messages
 from sealface_protos.edge.v1 import edge_service_pb2_grpc
@@ -90,7 +92,7 @@ class Zones:
         self._channels: list[grpc.aio.Channel] = []
 
     async def start(self) -> None:
-        operator = Credential.generate("callers/operator")
+        operator = self.operator = Credential.generate("callers/operator")
         for zone in ("keys", "compute", "edge"):
             (self.state / zone).mkdir(parents=True)
         operator.save(self.state / "edge")
@@ -135,7 +137,8 @@ class Zones:
         self.addresses["edge"] = await self.servers["edge"].start()
         self.channel = grpc.aio.insecure_channel(self.addresses["edge"], options=_BIG)
         self._channels.append(self.channel)
-        self.edge: edge_service_pb2_grpc.EdgeServiceAsyncStub = edge_service_pb2_grpc.EdgeServiceStub(self.channel)
+        bearing = Bearing(self.channel, Signed(self.operator))
+        self.edge: edge_service_pb2_grpc.EdgeServiceAsyncStub = edge_service_pb2_grpc.EdgeServiceStub(bearing)
 
     async def stop_service(self, name: str) -> None:
         server = self.servers.pop(name, None)

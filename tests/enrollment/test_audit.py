@@ -65,9 +65,9 @@ async def test_no_subject_is_in_it(suite, client, door):
     assert name not in "".join(entry.line().decode() for entry in entries(suite))
 
 
-async def test_who_calls_is_there_by_address(suite, door):
+async def test_who_calls_is_there_by_name(suite, door):
     await door.enroll("ada", person(1))
-    assert {entry.actor for entry in entries(suite)} == {"ipv4:127.0.0.1"}
+    assert {entry.actor for entry in entries(suite)} == {"callers/operator"}
 
 
 async def test_what_changes_nothing_is_not_there(suite, client, door):
@@ -111,7 +111,7 @@ async def test_what_takes_long_is_there_when_it_begins_and_when_it_ends(suite, c
     ):
         await asyncio.sleep(0.05)
     begun, ended = [entry for entry in entries(suite) if entry.act == "Erasure"]
-    assert (begun.outcome, begun.actor) == (BEGUN, "ipv4:127.0.0.1")
+    assert (begun.outcome, begun.actor) == (BEGUN, "callers/operator")
     assert begun.detail == {"operation": "gone", "subject": whom("ada"), "slots": ["1"]}
     assert (ended.outcome, ended.actor, ended.begun) == ("done", SERVICE, begun.number)
     assert check(entry.line() for entry in entries(suite)).unfinished == {}

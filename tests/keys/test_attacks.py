@@ -20,7 +20,7 @@ from sealface.cipher.scheme import Ckks
 from sealface.keys import messages
 from sealface.keys.alarms import Heard, suspicious
 from sealface.keys.audit import AuditLog
-from sealface.keys.callers import Callers, Role
+from sealface.keys.callers import Callers, Credentials, Role
 from sealface.keys.judge import Judge, Refusal
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import Lifecycle
@@ -29,6 +29,8 @@ from sealface.keys.wrapping import KeyEncryption
 from sealface.protocol import decision
 from sealface.protocol.decision import Decision
 from sealface.protocol.policy import AMPLE, Budget, Policy
+from sealface.protocol.rights import Grant
+from sealface.protocol.rights import Role as GalleryRole
 from sealface.protocol.scores import Result, ScoresNotGenuine, open_results
 from sealface.protocol.signing import Credential
 from sealface.storage.schema import KEYS
@@ -103,7 +105,7 @@ def opened(tmp_path: Path) -> Any:
         keyring = Keyring(engine, _Known(made), encryption)
         keyring.create("door", made.layout, replace(POLICY, budget=budget))
         alice = Credential.generate("callers/alice")
-        callers.create("alice", alice.verifying_key, Role.VERIFIER)
+        callers.create("alice", Credentials(alice.verifying_key), Role.VERIFIER, [Grant(GalleryRole.VERIFIER, "door")])
         lifecycle, log = Lifecycle(engine, keyring), AuditLog(engine, encryption)
         log.unseal()
         return Door(Judge(keyring, lifecycle, callers, log, engine, encryption), made, alice, keyring)

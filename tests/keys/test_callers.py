@@ -39,7 +39,7 @@ async def test_a_caller_is_registered_listed_and_withdrawn(client):
         ({"caller_id": "Bob"}, "INVALID_ARGUMENT", "INVALID_NAME"),
         ({"role": 0}, "INVALID_ARGUMENT", "MISSING_FIELD"),
         ({"role": 9}, "INVALID_ARGUMENT", "MISSING_FIELD"),
-        ({"key": b""}, "INVALID_ARGUMENT", "INVALID_VERIFYING_KEY"),
+        ({"key": b""}, "INVALID_ARGUMENT", "INVALID_CALLER"),
         ({"key": bytes(33)}, "INVALID_ARGUMENT", "INVALID_VERIFYING_KEY"),
         ({"caller_id": "operator"}, "ALREADY_EXISTS", "CALLER_EXISTS"),
     ],

@@ -25,6 +25,7 @@ OPEN = {
     "GetServiceIdentity",
     "Decide",
     "RenewBlock",
+    "FindCaller",
 }
 OPERATOR = [method.name for method in SERVICE.methods if method.name not in OPEN]
 CALLER = caller_pb2.Caller(verifying_key=bytes(32), role=caller_pb2.CALLER_ROLE_VERIFIER)
@@ -48,6 +49,7 @@ REQUESTS = {
     "UpdatePolicy": key_service_pb2.UpdatePolicyRequest(name="keys/door", policy=convert.policy_to_proto(POLICY)),
     "CreateCaller": key_service_pb2.CreateCallerRequest(caller_id="eve", caller=CALLER),
     "ListCallers": key_service_pb2.ListCallersRequest(),
+    "UpdateCaller": key_service_pb2.UpdateCallerRequest(name="callers/alice"),
     "DeleteCaller": key_service_pb2.DeleteCallerRequest(name="callers/operator"),
 }
 

@@ -23,7 +23,7 @@ from sealface_protos.keys.v1 import caller_pb2, key_service_pb2, key_service_pb2
 from tests.conftest import refused
 from tests.plain import Plain
 
-FOR_COMPUTE = ("Decide", "RenewBlock")
+FOR_COMPUTE = ("Decide", "RenewBlock", "FindCaller")
 METHODS = [method.name for method in key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].methods]
 
 

@@ -14,6 +14,7 @@ from sealface.matching.matcher import Matcher
 from sealface.matching.servicer import MOST_TOGETHER
 from sealface.protocol import sealing
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed
 from sealface.runtime.server import MESSAGE_LIMIT, ServerConfig
 from sealface.runtime.timing import SERVER_TIMING, parse_timing
 from sealface.workers.server import WorkerConfig, worker_of
@@ -99,6 +100,7 @@ async def test_client_held_galleries_get_scores_and_no_decision(suite, client, s
     capacity = safe.layout.group.capacity
     for i in range(capacity + 2):
         await safe.enroll(f"s{i % 5}", person(i))
+    await identify(client, identify_request(safe, person(1))[0])  # by now it is known who calls
     await suite.stop("keys")  # which is not needed
     request, pending = identify_request(safe, person(1))
     assert pending is None
@@ -229,13 +231,18 @@ async def test_what_the_key_service_says_is_passed_on(client, peopled):
 
 
 async def test_an_unregistered_caller_is_refused(suite, peopled):
-    stranger = suite.client(Credential.generate("callers/stranger"))
-    gallery = await stranger.gallery("door")
+    """By matching who calls, and by the key service whose request it is."""
+    stranger = Credential.generate("callers/stranger")
+    gallery = await suite.client(stranger, token=Signed(suite.operator)()).gallery("door")
+    request, _ = verify_request(gallery, person(1), [1])
+    with refused("UNAUTHENTICATED", "CALLER_UNKNOWN"):
+        await verify(suite.client(stranger), request)
     with refused("UNAUTHENTICATED", "UNKNOWN_CALLER"):
-        await verify(stranger, verify_request(gallery, person(1), [1])[0])
+        await verify(suite.client(), request)
 
 
 async def test_the_key_service_away_is_unavailable(suite, client, peopled):
+    assert (await peopled.identify(person(1))).match  # by now matching knows who calls
     await suite.stop("keys")
     with refused("UNAVAILABLE", "KEY_SERVICE_UNAVAILABLE"):
         await verify(client, verify_request(peopled, person(1), [1])[0])
@@ -432,6 +439,7 @@ async def test_one_that_is_wrong_stops_no_other_of_its_pass(suite, client, peopl
 
 
 async def test_the_key_service_away_fails_each_search_of_a_pass(suite, client, peopled, passes):
+    assert (await peopled.identify(person(1))).match
     await suite.stop("keys")
     answers = await batch(client, [identify_request(peopled, person(i))[0] for i in range(1, 4)])
     assert [only_info(answer.error).reason for answer in answers] == ["KEY_SERVICE_UNAVAILABLE"] * 3

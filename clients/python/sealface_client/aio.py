@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import grpc
 
@@ -19,10 +20,12 @@ from sealface.cipher.wire import MalformedCiphertext
 from sealface.errors import InvalidInput, WrongState
 from sealface.protocol import convert, names
 from sealface.protocol.policy import Policy
+from sealface.protocol.rights import ALL, Grant, Role
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed
 from sealface.protocol.zones import Zone
 from sealface_client.audit import Audit
-from sealface_client.channels import OperatorSigner, open_channel
+from sealface_client.channels import Bearing, OperatorSigner, open_channel
 from sealface_client.endpoints import Endpoints
 from sealface_client.errors import ServiceError, translated
 from sealface_client.faces import Faces
@@ -62,6 +65,8 @@ class AsyncClient:
         pins: key version -> SHA-256 of the public key it must have, for callers that pin.
         scheme: the cipher; tests bring their own.
         timeout_s: deadline of each call.
+        token: a static token, or an issuer's, that says who calls, or what gives one that is good now; if left out the
+            credential signs tokens.
 
     Raises:
         AuthorityMissing: services elsewhere are not called in plaintext.
@@ -77,6 +82,7 @@ class AsyncClient:
         pins: dict[str, bytes] | None = None,
         scheme: Scheme | None = None,
         timeout_s: float = DEADLINE_S,
+        token: str | Callable[[], str] = "",
     ) -> None:
         self.timeout_s = timeout_s
         self.scheme: Scheme = scheme or Ckks()
@@ -88,9 +94,13 @@ class AsyncClient:
         self.audit = Audit(self, signer)
         self._channels = [
             open_channel(endpoints.keys, Zone.KEYS, endpoints.ca, signer),
-            open_channel(endpoints.enrollment, Zone.COMPUTE, endpoints.ca),
-            open_channel(endpoints.matching, Zone.COMPUTE, endpoints.ca),
+            *(
+                open_channel(address, Zone.COMPUTE, endpoints.ca)
+                for address in (endpoints.enrollment, endpoints.matching)
+            ),
         ]
+        if bear := token or (Signed(credential) if credential else None):
+            self._channels[1:] = [cast(grpc.aio.Channel, Bearing(channel, bear)) for channel in self._channels[1:]]
         self.keys: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(self._channels[0])
         self.enrollment: enrollment_service_pb2_grpc.EnrollmentServiceAsyncStub = (
             enrollment_service_pb2_grpc.EnrollmentServiceStub(self._channels[1])
@@ -115,7 +125,8 @@ class AsyncClient:
     ) -> Self:
         """A client of the services that `sealface serve --state DIR` runs, or that the environment names.
 
-        The credential is SEALFACE_CREDENTIAL's file, else the state folder's operator. The key folder's passphrase
+        The credential is SEALFACE_CREDENTIAL's file, else the state folder's operator; SEALFACE_TOKEN holds a token
+        that says who calls in its place. The key folder's passphrase
         is SEALFACE_PASSPHRASE, else in SEALFACE_PASSPHRASE_FILE, else what is given.
 
         Raises:
@@ -133,6 +144,7 @@ class AsyncClient:
             keys=keys or (edge / "keys" if edge else None),
             passphrase=from_environment() or passphrase,
             scheme=scheme,
+            token=os.environ.get("SEALFACE_TOKEN", ""),
         )
 
     async def __aenter__(self) -> Self:
@@ -367,12 +379,62 @@ class AsyncClient:
         with translated("keys"):
             return await self.keys.RewrapKeys(request, timeout=_REWRAP_S)
 
-    async def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
-        """Register a caller that may ask for decisions."""
-        caller = caller_pb2.Caller(verifying_key=verifying_key, role=caller_pb2.CALLER_ROLE_VERIFIER)
+    async def create_caller(
+        self,
+        caller_id: str,
+        verifying_key: bytes = b"",
+        grants: Iterable[Grant] = (Grant(Role.VERIFIER, ALL),),
+        *,
+        token_digest: bytes = b"",
+        issuer: str = "",
+        subject: str = "",
+    ) -> None:
+        """Register a caller.
+
+        Args:
+            caller_id: its id.
+            verifying_key: of its signing credential, without which it has no decisions.
+            grants: what it may do with galleries.
+            token_digest: of a static token, see `protocol.tokens.new_static`.
+            issuer: whose tokens name it.
+            subject: as whom.
+        """
+        caller = caller_pb2.Caller(
+            verifying_key=verifying_key,
+            role=caller_pb2.CALLER_ROLE_VERIFIER,
+            grants=[convert.grant_to_proto(grant) for grant in grants],
+            token_digest=token_digest,
+            oidc=caller_pb2.OidcIdentity(issuer=issuer, subject=subject) if issuer or subject else None,
+        )
         request = key_service_pb2.CreateCallerRequest(caller_id=caller_id, caller=caller)
         with translated("keys"):
             await self.keys.CreateCaller(request, timeout=self.timeout_s)
+
+    async def grant(self, caller_id: str, grants: Iterable[Grant]) -> None:
+        """Replace what a caller may do with galleries."""
+        given = [convert.grant_to_proto(grant) for grant in grants]
+        request = key_service_pb2.UpdateCallerRequest(name=f"callers/{caller_id}", grants=given)
+        with translated("keys"):
+            await self.keys.UpdateCaller(request, timeout=self.timeout_s)
+
+    async def delete_caller(self, caller_id: str) -> None:
+        """Withdraw a caller's credentials."""
+        request = key_service_pb2.DeleteCallerRequest(name=f"callers/{caller_id}")
+        with translated("keys"):
+            await self.keys.DeleteCaller(request, timeout=self.timeout_s)
+
+    async def callers(self) -> list[caller_pb2.Caller]:
+        """All callers, by name."""
+        found: list[caller_pb2.Caller] = []
+        token = ""
+        while True:
+            request = key_service_pb2.ListCallersRequest(page_size=1000, page_token=token)
+            with translated("keys"):
+                page = await self.keys.ListCallers(request, timeout=self.timeout_s)
+            found += page.callers
+            token = page.next_page_token
+            if not token:
+                return found
 
     async def verifying_key(self) -> bytes:
         """The key that the key service signs decisions with, fetched once."""

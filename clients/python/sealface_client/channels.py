@@ -74,6 +74,47 @@ class OperatorSigner(grpc.aio.UnaryUnaryClientInterceptor):
         )
 
 
+class Bearing:
+    """A channel whose calls say who calls.
+
+    Args:
+        channel: the channel.
+        token: a token, or what gives one that is good now.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, token: str | Callable[[], str]) -> None:
+        self._channel = channel
+        self._token = token
+
+    def unary_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        """See the channel's."""
+        return self._bearing(self._channel.unary_unary(*method, **codec))
+
+    def unary_stream(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        """See the channel's."""
+        return self._bearing(self._channel.unary_stream(*method, **codec))
+
+    def stream_unary(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        """See the channel's."""
+        return self._bearing(self._channel.stream_unary(*method, **codec))
+
+    def stream_stream(self, *method: Any, **codec: Any) -> Callable[..., Any]:
+        """See the channel's."""
+        return self._bearing(self._channel.stream_stream(*method, **codec))
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    def _bearing(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*request: Any, metadata: Any = None, **options: Any) -> Any:
+            token = self._token if isinstance(self._token, str) else self._token()
+            bearer = ("authorization", f"Bearer {token}")
+            return method(*request, metadata=(*(metadata or ()), bearer), **options)
+
+        return call
+
+
 class AuthorityMissing(InvalidInput):
     """Services on another machine were to be called without TLS, or the authority's file cannot be read."""
 

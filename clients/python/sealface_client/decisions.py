@@ -28,6 +28,7 @@ _REFUSALS = {
     decision_pb2.REFUSAL_SLOTS: "the scores are not of the claimed subject: ask again, tell the operator if it stays",
     decision_pb2.REFUSAL_MALFORMED: "the scores are malformed: ask again, and tell the operator if it stays",
     decision_pb2.REFUSAL_BUDGET: "the caller's budget is spent: wait, or ask the operator for a larger one",
+    decision_pb2.REFUSAL_CALLER: "this gallery's decisions are not for this caller: an operator grants them",
 }
 
 

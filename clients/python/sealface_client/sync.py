@@ -18,6 +18,7 @@ from sealface.cipher.scheme import Scheme
 from sealface.errors import SealfaceError
 from sealface.protocol.audit import Entry
 from sealface.protocol.policy import Policy
+from sealface.protocol.rights import ALL, Grant, Role
 from sealface.protocol.signing import Credential
 from sealface_client.aio import AsyncClient
 from sealface_client.audit import Usage
@@ -30,7 +31,7 @@ from sealface_client.operations import AsyncOperations, Operation
 from sealface_client.passphrases import Ask
 from sealface_client.results import Enrolled, Erasure, Identification, Imported, Verification
 from sealface_protos.enrollment.v1 import gallery_pb2
-from sealface_protos.keys.v1 import key_pb2, key_service_pb2
+from sealface_protos.keys.v1 import caller_pb2, key_pb2, key_service_pb2
 
 _T = TypeVar("_T")
 
@@ -73,9 +74,12 @@ class Client:
         passphrase: str | Ask | None = None,
         pins: dict[str, bytes] | None = None,
         scheme: Scheme | None = None,
+        token: str = "",
     ) -> None:
         async def make() -> AsyncClient:  # gRPC binds a channel to the loop that runs where it is made
-            return AsyncClient(endpoints, credential, keys=keys, passphrase=passphrase, pins=pins, scheme=scheme)
+            return AsyncClient(
+                endpoints, credential, keys=keys, passphrase=passphrase, pins=pins, scheme=scheme, token=token
+            )
 
         self._loop = _Loop()
         self._client = self._loop.run(make())
@@ -139,9 +143,32 @@ class Client:
         """See `AsyncClient.rewrap_keys`."""
         return self._loop.run(self._client.rewrap_keys(only_count=only_count))
 
-    def create_caller(self, caller_id: str, verifying_key: bytes) -> None:
+    def create_caller(
+        self,
+        caller_id: str,
+        verifying_key: bytes = b"",
+        grants: Iterable[Grant] = (Grant(Role.VERIFIER, ALL),),
+        *,
+        token_digest: bytes = b"",
+        issuer: str = "",
+        subject: str = "",
+    ) -> None:
         """See `AsyncClient.create_caller`."""
-        self._loop.run(self._client.create_caller(caller_id, verifying_key))
+        create = self._client.create_caller
+        made = create(caller_id, verifying_key, grants, token_digest=token_digest, issuer=issuer, subject=subject)
+        self._loop.run(made)
+
+    def grant(self, caller_id: str, grants: Iterable[Grant]) -> None:
+        """See `AsyncClient.grant`."""
+        self._loop.run(self._client.grant(caller_id, grants))
+
+    def delete_caller(self, caller_id: str) -> None:
+        """See `AsyncClient.delete_caller`."""
+        self._loop.run(self._client.delete_caller(caller_id))
+
+    def callers(self) -> list[caller_pb2.Caller]:
+        """See `AsyncClient.callers`."""
+        return self._loop.run(self._client.callers())
 
     @property
     def key_folder(self) -> KeyFolder:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from sealface.cli import held_keys, key_versions
-from sealface.cli.output import Json, State, console, fail, print_json, reporting
+from sealface.cli import callers, held_keys, key_versions
+from sealface.cli.output import Json, State, console, print_json, reporting
 from sealface.protocol import convert
-from sealface_client import Client, Credential
+from sealface_client import Client
 from sealface_protos.keys.v1 import key_pb2
 
 app = typer.Typer(help="Keys, policies and callers.", no_args_is_help=True)
 KeyId = Annotated[str, typer.Argument(help="Id of the key.")]
-for module in (key_versions, held_keys):
+for module in (key_versions, held_keys, callers):
     for command in module.COMMANDS:
         app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
 
@@ -141,26 +140,3 @@ def alarms(state: State = None, as_json: Json = False) -> None:
         detail = [str(entry.detail[name]) for name in ("alarm", "key_version", "decisions")]
         table.add_row(when, entry.resource, *detail)
     console.print(table)
-
-
-@app.command()
-@reporting
-def caller(
-    caller_id: Annotated[str, typer.Argument(help="Id of the caller: 1 to 64 of [a-z0-9-], a letter first.")],
-    folder: Annotated[Path, typer.Argument(help="Where its credential file is written.")],
-    state: State = None,
-    as_json: Json = False,
-) -> None:
-    """Make a signing credential for a caller, and register it to ask for decisions."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # first: an id is not registered twice
-    except OSError as error:
-        fail(f"{folder}: {error.strerror}: name a folder")
-    credential = Credential.generate(f"callers/{caller_id}")
-    with Client.connect(state) as client:
-        client.create_caller(caller_id, credential.verifying_key)
-    path = credential.save(folder)
-    if as_json:
-        print_json({"caller": credential.caller, "file": str(path)})
-    else:
-        console.print(f"{credential.caller} registered; its credential is {path}: set SEALFACE_CREDENTIAL to use it")

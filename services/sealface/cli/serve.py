@@ -21,6 +21,8 @@ from sealface.cli.processes import OPERATOR, ZONES, LocalServices, certificate_f
 from sealface.cli.workers import Pool, Workers
 
 if TYPE_CHECKING:
+    from sealface.runtime.authentication import Issuer
+    from sealface.runtime.authorisation import Rate
     from sealface.runtime.server import ServerConfig
     from sealface.runtime.tls import Tls
     from sealface.storage.cache import CacheConfig
@@ -144,6 +146,16 @@ def serve(
             help="Keep, for a day, what an auditor needs to compute searches again (`sealface audit recompute`).",
         ),
     ] = False,
+    issuers: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SEALFACE_ISSUERS",
+            help="JSON file of OpenID Connect issuers whose tokens are taken: a list of issuer, audience and jwks.",
+        ),
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(min=0.1, envvar="SEALFACE_RATE", help="Calls a second that each caller may make.")
+    ] = 500.0,
     as_json: Annotated[bool, typer.Option("--json", help="The ready line is JSON in any case.")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
@@ -154,6 +166,8 @@ def serve(
     # for the services and for workers: what may hold a password is in no command line of ours
     os.environ.update(
         SEALFACE_REPEATABLE=str(int(repeatable)),
+        SEALFACE_RATE=str(rate),
+        **({"SEALFACE_ISSUERS": str(issuers.absolute())} if issuers else {}),
         SEALFACE_DATABASE=database,
         SEALFACE_REDIS=redis,
         SEALFACE_REDIS_MEMORY=str(redis_gib),
@@ -206,6 +220,25 @@ def _cache(redis: str, gib: float) -> CacheConfig | None:
     from sealface.storage.redis_address import RedisAddress
 
     return CacheConfig(RedisAddress.parse(redis), int(gib * (1 << 30)))
+
+
+def _issuers() -> tuple[Issuer, ...]:
+    """Whose tokens are taken, of the file that was named.
+
+    Raises:
+        InvalidIssuers: it is none.
+    """
+    from sealface.runtime.authentication import read_issuers
+
+    named = os.environ.get("SEALFACE_ISSUERS")
+    return tuple(read_issuers(Path(named))) if named else ()
+
+
+def _rate() -> Rate:
+    from sealface.runtime.authorisation import Rate
+
+    per_second = float(os.environ["SEALFACE_RATE"])
+    return Rate(per_second, 4 * per_second)
 
 
 def _serve_all(state: Path, insecure: bool) -> None:
@@ -271,6 +304,8 @@ def _serve_one(
         readable += map(Path, cache.address.files)
     if config.tls is not None:  # folders, because a file that is replaced is another one to the kernel; not the state's
         readable += {file if zone.is_relative_to(file.parent) else file.parent for file in config.tls.files}
+    trusted = _issuers() if service in (Service.ENROLLMENT, Service.MATCHING) else ()
+    readable += [Path(issuer.jwks) for issuer in trusted if "://" not in issuer.jwks]
     writable = [zone]
     if service is Service.MATCHING:
         writable += shared.folders()
@@ -299,7 +334,8 @@ def _serve_one(
             from sealface.enrollment.server import EnrollmentConfig
             from sealface.enrollment.server import build as build_enrollment
 
-            server = build_enrollment(EnrollmentConfig(zone, config, keys, database, cache), scheme)
+            enrollment = EnrollmentConfig(zone, config, keys, database, cache, trusted, _rate())
+            server = build_enrollment(enrollment, scheme)
         elif service is Service.MATCHING:
             from sealface.matching.server import MatchingConfig
             from sealface.matching.server import build as build_matching
@@ -307,7 +343,15 @@ def _serve_one(
             home = shared.home(state, zone, database, cache, config.tls)
             repeatable = os.environ.get("SEALFACE_REPEATABLE") == "1"
             matching = MatchingConfig(
-                zone, config, keys, home, shared.replicas, database=database, repeatable=repeatable
+                zone,
+                config,
+                keys,
+                home,
+                shared.replicas,
+                database=database,
+                repeatable=repeatable,
+                issuers=trusted,
+                rate=_rate(),
             )
             server = build_matching(matching, scheme)
         elif service is Service.WORKER:

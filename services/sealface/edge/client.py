@@ -13,16 +13,21 @@ from google.rpc import error_details_pb2, status_pb2
 from sealface.cipher.scheme import Scheme
 from sealface.edge.faces import OneAtATime
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed
 from sealface.runtime.status import DOMAIN, UpstreamError
 from sealface_client import AsyncClient, Endpoints, ServiceError
 from sealface_client.aio import DEADLINE_S
 from sealface_client.passphrases import from_environment
 
 _ends: ContextVar[float | None] = ContextVar("ends", default=None)
+_token: ContextVar[str] = ContextVar("token", default="")
 
 
 class EdgeClient(AsyncClient):
-    """A client whose calls last no longer than the call they are made for.
+    """A client whose calls are its caller's, and last no longer than the call they are made for.
+
+    Compute is told who called this service, and decides what they may do. Decisions are asked for with the service's
+    own credential, which answers for them to the key service.
 
     Args:
         endpoints: where the services are.
@@ -35,7 +40,15 @@ class EdgeClient(AsyncClient):
     def __init__(
         self, endpoints: Endpoints, credential: Credential, faces: OneAtATime, scheme: Scheme, seeds: Path
     ) -> None:
-        super().__init__(endpoints, credential, keys=seeds, passphrase=from_environment(), scheme=scheme)
+        own = Signed(credential)
+        super().__init__(
+            endpoints,
+            credential,
+            keys=seeds,
+            passphrase=from_environment(),
+            scheme=scheme,
+            token=lambda: _token.get() or own(),
+        )
         self.faces = faces
 
     @property
@@ -61,6 +74,16 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         _ends.reset(token)
+
+
+@contextmanager
+def on_behalf(token: str) -> Iterator[None]:
+    """Calls of compute within are those of who has a token."""
+    set_before = _token.set(token)
+    try:
+        yield
+    finally:
+        _token.reset(set_before)
 
 
 @contextmanager

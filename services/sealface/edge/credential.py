@@ -16,12 +16,15 @@ from pathlib import Path
 import grpc
 
 from sealface.errors import SealfaceError
+from sealface.protocol.rights import ALL, Grant, Role
 from sealface.protocol.signing import Credential
 from sealface_client import AsyncClient, Endpoints, ServiceError
 from sealface_client.aio import CredentialMissing
 
 FOLDER = "edge-service"
 """The service's own folder in the state folder."""
+GRANTS = (Grant(Role.VERIFIER, ALL),)
+"""What it may do itself: have decisions. What its callers may is theirs."""
 
 
 def own_credential(folder: Path) -> Credential:
@@ -58,11 +61,13 @@ async def provide(state: Path) -> None:
     if held is None:
         own.save(folder)
     async with AsyncClient(Endpoints.discover(state), Credential.load(operator)) as client:
+        caller_id = own.caller.removeprefix("callers/")
         try:
-            await client.create_caller(own.caller.removeprefix("callers/"), own.verifying_key)
+            await client.create_caller(caller_id, own.verifying_key, GRANTS)
         except ServiceError as error:
             if error.code is not grpc.StatusCode.ALREADY_EXISTS:
                 raise
+            await client.grant(caller_id, GRANTS)
 
 
 def _held(folder: Path) -> Path | None:

@@ -12,6 +12,8 @@ from sealface.edge.client import EdgeClient
 from sealface.errors import SealfaceError, WrongState
 from sealface.protocol.policy import Policy
 from sealface_client import AsyncGallery
+from sealface_client.errors import translated
+from sealface_protos.enrollment.v1 import enrollment_service_pb2 as messages
 from sealface_protos.enrollment.v1 import gallery_pb2
 
 _T = TypeVar("_T")
@@ -52,6 +54,16 @@ class OpenGalleries:
         self._most = most
         self._fresh_s = fresh_s
         self._held: OrderedDict[str, _Held] = OrderedDict()
+
+    async def admit(self, gallery_id: str) -> None:
+        """Have compute say that whoever calls has something to do with a gallery, before pictures are looked at.
+
+        Raises:
+            ServiceError: they have not, or it is none.
+        """
+        request = messages.GetGalleryRequest(name=f"galleries/{gallery_id}")
+        with translated("enrollment"):
+            await self._client.enrollment.GetGallery(request, timeout=self._client.timeout_s)
 
     async def use(self, gallery_id: str, act: Callable[[AsyncGallery], Awaitable[_T]]) -> _T:
         """Do something with a gallery; once more if it turns out that it was another than the one held open.

@@ -9,11 +9,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from sealface.edge.client import passed_on, time_limit
+from sealface.edge.client import on_behalf, passed_on, time_limit
 from sealface.edge.galleries import OpenGalleries
 from sealface.errors import InvalidInput
 from sealface.protocol import convert, names
 from sealface.protocol.policy import LARGEST_MAX_CANDIDATES
+from sealface.runtime.authentication import bearer
 from sealface_client import AsyncGallery
 from sealface_protos.edge.v1 import edge_service_pb2 as messages
 from sealface_protos.edge.v1 import edge_service_pb2_grpc
@@ -66,8 +67,11 @@ class EdgeServicer(edge_service_pb2_grpc.EdgeServiceServicer):
         )
 
     async def _use(self, name: str, context: Context, act: Callable[[AsyncGallery], Awaitable[_T]]) -> _T:
-        with time_limit(context.time_remaining()), passed_on():
-            return await self._galleries.use(names.id_of(name, "galleries"), act)
+        gallery_id = names.id_of(name, "galleries")
+        token = bearer(dict(context.invocation_metadata() or ()))
+        with time_limit(context.time_remaining()), on_behalf(token), passed_on():
+            await self._galleries.admit(gallery_id)
+            return await self._galleries.use(gallery_id, act)
 
 
 def _face(face: messages.Face) -> bytes | NDArray[np.float64]:

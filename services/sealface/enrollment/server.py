@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
@@ -26,8 +26,9 @@ from sealface.enrollment.sealer import Sealer
 from sealface.enrollment.servicer import EnrollmentServicer
 from sealface.enrollment.versions import Versions
 from sealface.protocol.zones import Zone
+from sealface.runtime.authentication import Authenticator, Issuer
+from sealface.runtime.authorisation import AuthorisationInterceptor, Rate
 from sealface.runtime.channels import connect
-from sealface.runtime.peers import ActorInterceptor
 from sealface.runtime.server import Background, Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.storage.entries import Entries
@@ -55,6 +56,8 @@ class EnrollmentConfig:
         keys: address of the key service, the one for services.
         database: address of the record; a file in the folder if none is named.
         cache: that matching reads through; what is erased is dropped from it.
+        issuers: whose tokens are taken beside those of registered callers.
+        rate: how often a caller may call.
     """
 
     folder: Path
@@ -62,13 +65,17 @@ class EnrollmentConfig:
     keys: str
     database: str = ""
     cache: CacheConfig | None = None
+    issuers: tuple[Issuer, ...] = ()
+    rate: Rate = field(default_factory=Rate)
 
 
 def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     """The service, ready to start; needs a running event loop."""
     engine = open_record(config.folder, config.database)
     galleries, record = Galleries(engine), Record(engine)
-    keys = KeySource(connect(config.keys, config.server.tls, Zone.KEYS.server_name), scheme)
+    channel = connect(config.keys, config.server.tls, Zone.KEYS.server_name)
+    keys = KeySource(channel, scheme)
+    guard = AuthorisationInterceptor(Authenticator(channel, config.issuers), ACTOR, config.rate)
     loop = asyncio.get_running_loop()
 
     def ask(asked: Asked) -> Future[bytes]:
@@ -89,7 +96,7 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     background: list[Background] = [housekeeper]
     if entries is not None:
         background.append(Invalidation(galleries, entries))
-    server = Server(config.server, [SERVICE, OPERATIONS], [ActorInterceptor(ACTOR)], background)
+    server = Server(config.server, [SERVICE, OPERATIONS], [guard], background)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationServicer(operations, record, rotations, housekeeper.wake), server.grpc
     )

@@ -86,6 +86,7 @@ class Refusal(Enum):
     MALFORMED = auto()
     BUDGET = auto()
     QUARANTINE = auto()
+    CALLER = auto()
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ class Judge:
             key, refusal = None, Refusal.QUARANTINE
         except (KeyNotFound, KeyClientHeld, KeyVersionInactive):
             key, refusal = None, Refusal.KEY_VERSION
+        if not caller.may_have_decisions(key_id):  # a gallery has its key's id
+            key, opener, refusal = None, None, Refusal.CALLER
         account = Account(caller.id, key_id, number)
         detail = self._detail(request)
         with self._callers.consume(request.nonce, request.expires) as transaction:

@@ -26,6 +26,7 @@ _REFUSALS = {
     Refusal.MALFORMED: decision_pb2.REFUSAL_MALFORMED,
     Refusal.BUDGET: decision_pb2.REFUSAL_BUDGET,
     Refusal.QUARANTINE: decision_pb2.REFUSAL_QUARANTINE,
+    Refusal.CALLER: decision_pb2.REFUSAL_CALLER,
 }
 _CUSTODIES = {
     Custody.MANAGED: key_pb2.CUSTODY_MANAGED,
@@ -173,9 +174,13 @@ def usage_to_proto(usage: Usage) -> audit_pb2.Usage:
 
 def caller_to_proto(caller: Caller) -> caller_pb2.Caller:
     """A caller's message."""
+    known = caller.credentials
     return caller_pb2.Caller(
         name=f"callers/{caller.id}",
         verifying_key=caller.verifying_key,
         role=_ROLE_VALUES[caller.role],
         create_time=convert.timestamp(caller.created),
+        grants=[convert.grant_to_proto(grant) for grant in caller.grants],
+        token_digest=known.token_digest,
+        oidc=caller_pb2.OidcIdentity(issuer=known.issuer, subject=known.subject) if known.issuer else None,
     )

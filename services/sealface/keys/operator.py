@@ -31,6 +31,7 @@ _OPEN = frozenset(
         "GetServiceIdentity",
         "Decide",
         "RenewBlock",
+        "FindCaller",
     )
 )
 

@@ -38,6 +38,8 @@ _WITHOUT_SECRETS = frozenset(
         "UpdatePolicy",
         "CreateCaller",
         "ListCallers",
+        "UpdateCaller",
+        "FindCaller",
         "DeleteCaller",
         "ListUsage",
         "ExportAudit",

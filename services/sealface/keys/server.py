@@ -31,7 +31,7 @@ from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
 
 KEY_FILE = "key-encryption.key"
 SERVICE = key_service_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name
-_OF_COMPUTE = {f"/{SERVICE}/{method}": Zone.COMPUTE.identity for method in ("Decide", "RenewBlock")}
+_OF_COMPUTE = {f"/{SERVICE}/{method}": Zone.COMPUTE.identity for method in ("Decide", "RenewBlock", "FindCaller")}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from sealface.errors import LimitExceeded
 from sealface.keys import messages
 from sealface.keys.audit import AuditLog, outcome_of
-from sealface.keys.callers import Callers
+from sealface.keys.callers import Callers, Credentials
 from sealface.keys.deadlines import Deadlines
 from sealface.keys.judge import Hearing, Judge, Request, Verdict
 from sealface.keys.keyring import Keyring
@@ -216,7 +216,27 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
         role = messages.ROLES.get(request.caller.role)
         if role is None:
             raise convert.missing("caller.role")
-        caller = await asyncio.to_thread(self._callers.create, caller_id, request.caller.verifying_key, role)
+        new = request.caller
+        known = Credentials(new.verifying_key, new.token_digest, new.oidc.issuer, new.oidc.subject)
+        grants = [convert.grant_from_proto(grant) for grant in new.grants]
+        return messages.caller_to_proto(await asyncio.to_thread(self._callers.create, caller_id, known, role, grants))
+
+    async def UpdateCaller(self, request: key_service_pb2.UpdateCallerRequest, context: Context) -> caller_pb2.Caller:
+        """See the contract."""
+        grants = [convert.grant_from_proto(grant) for grant in request.grants]
+        return messages.caller_to_proto(await asyncio.to_thread(self._callers.grant, request.name, grants))
+
+    async def FindCaller(self, request: key_service_pb2.FindCallerRequest, context: Context) -> caller_pb2.Caller:
+        """See the contract."""
+        by = request.WhichOneof("by")
+        if by is None:
+            raise convert.missing("name, token_digest or oidc")
+        if by == "name":
+            caller = await asyncio.to_thread(self._callers.get, request.name)
+        else:
+            issuer, subject = request.oidc.issuer, request.oidc.subject
+            find = partial(self._callers.find, token_digest=request.token_digest, issuer=issuer, subject=subject)
+            caller = await asyncio.to_thread(find)
         return messages.caller_to_proto(caller)
 
     async def ListCallers(

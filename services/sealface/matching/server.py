@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealface.cipher.scheme import Scheme
@@ -13,6 +13,8 @@ from sealface.matching.transcripts import FILE as TRANSCRIPTS
 from sealface.matching.transcripts import Transcripts
 from sealface.matching.watch import Watch
 from sealface.protocol.zones import Zone
+from sealface.runtime.authentication import Authenticator, Issuer
+from sealface.runtime.authorisation import CALLER, AuthorisationInterceptor, Rate
 from sealface.runtime.channels import connect
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
@@ -41,6 +43,8 @@ class MatchingConfig:
         database: address of the record; a file in the folder if none is named.
         cache: of the worker in this process.
         repeatable: whether transcripts of searches are kept for an auditor.
+        issuers: whose tokens are taken beside those of registered callers.
+        rate: how often a caller may call.
     """
 
     folder: Path
@@ -53,6 +57,8 @@ class MatchingConfig:
     database: str = ""
     cache: CacheConfig | None = None
     repeatable: bool = False
+    issuers: tuple[Issuer, ...] = ()
+    rate: Rate = field(default_factory=Rate)
 
 
 def build(config: MatchingConfig, scheme: Scheme) -> Server:
@@ -62,8 +68,10 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
     matcher = Matcher(galleries, scheme, pool, config.repeatable)
     transcripts = Transcripts(config.folder / TRANSCRIPTS) if config.repeatable else None
-    decider = Decider(connect(config.keys, config.server.tls, Zone.KEYS.server_name))
+    channel = connect(config.keys, config.server.tls, Zone.KEYS.server_name)
+    decider = Decider(channel)
+    guard = AuthorisationInterceptor(Authenticator(channel, config.issuers), CALLER, config.rate)
     servicer = MatchingServicer(matcher, decider, transcripts)
-    server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)])
+    server = Server(config.server, [SERVICE], [guard], background=[pool, Watch(galleries, matcher)])
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -9,8 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.errors import InvalidInput
+from sealface.protocol import names
 from sealface.protocol.policy import Budget, Policy
-from sealface_protos.keys.v1 import key_pb2
+from sealface.protocol.rights import ALL, Grant, Role
+from sealface_protos.keys.v1 import caller_pb2, key_pb2
 
 PAGE_SIZE = 100
 LARGEST_PAGE = 1000
@@ -21,6 +23,13 @@ _METRICS = {
     key_pb2.METRIC_EUCLIDEAN_L2: Metric.EUCLIDEAN_L2,
     key_pb2.METRIC_ANGULAR: Metric.ANGULAR,
 }
+_ROLES = {
+    caller_pb2.GALLERY_ROLE_ADMIN: Role.ADMIN,
+    caller_pb2.GALLERY_ROLE_ENROLLER: Role.ENROLLER,
+    caller_pb2.GALLERY_ROLE_VERIFIER: Role.VERIFIER,
+    caller_pb2.GALLERY_ROLE_AUDITOR: Role.AUDITOR,
+}
+_ROLE_VALUES = {role: value for value, role in _ROLES.items()}
 _METRIC_VALUES = {metric: value for value, metric in _METRICS.items()}
 
 
@@ -123,3 +132,22 @@ def policy_to_proto(policy: Policy) -> key_pb2.Policy:
         version=policy.version,
         budget=budget_to_proto(policy.budget),
     )
+
+
+def grant_from_proto(message: caller_pb2.Grant) -> Grant:
+    """A role for a gallery, or for all.
+
+    Raises:
+        MissingField: there is no such role.
+        InvalidName: the gallery is none.
+    """
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise missing("grants.role")
+    everywhere = message.gallery == f"galleries/{ALL}"
+    return Grant(role, ALL if everywhere else names.id_of(message.gallery, "galleries"))
+
+
+def grant_to_proto(grant: Grant) -> caller_pb2.Grant:
+    """A grant's message."""
+    return caller_pb2.Grant(role=_ROLE_VALUES[grant.role], gallery=f"galleries/{grant.gallery}")

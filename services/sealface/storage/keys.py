@@ -59,6 +59,12 @@ callers = sa.Table(
     sa.Column("verifying_key", sa.LargeBinary(32), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("grants", sa.JSON, nullable=False, server_default="[]"),  # pairs of a role and a gallery
+    sa.Column("token_digest", sa.LargeBinary(32), nullable=True),
+    sa.Column("issuer", sa.String(512), nullable=True),
+    sa.Column("subject", sa.String(512), nullable=True),
+    sa.Index("callers_by_token", "token_digest", unique=True),
+    sa.Index("callers_by_identity", "issuer", "subject", unique=True),
 )
 
 nonces = sa.Table(
