@@ -22,6 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from sealface.cli.processes import SERVICES, LocalServices, certificate_files
 from sealface.errors import SealfaceError
 from sealface.protocol.signing import Credential
+from sealface.protocol.tokens import Signed
 from sealface_client import AsyncClient, Client
 from sealface_protos.enrollment.v1 import enrollment_service_pb2
 from sealface_protos.keys.v1 import key_service_pb2
@@ -55,7 +56,8 @@ class Caller:
         kinds = {True: "stream", False: "unary"}
         kind = f"{kinds[method.client_streaming]}_{kinds[method.server_streaming]}"
         start: Callable[..., Any] = getattr(self.channels[service], kind)(name)
-        metadata = self.signature(name, messages[0]) if signed and service == "keys" else ()
+        of_caller = self.signature(name, messages[0]) if service == "keys" else self.bearer()
+        metadata = of_caller if signed else ()
         argument = iter(messages) if method.client_streaming else messages[0]
         try:
             answer = start(argument, metadata=metadata, timeout=timeout)
@@ -73,6 +75,9 @@ class Caller:
             ("sealface-nonce-bin", nonce),
             ("sealface-signature-bin", self.credential.sign_operator_request(name, message, now, nonce)),
         )
+
+    def bearer(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {Signed(self.credential)()}"),)
 
 
 @pytest.fixture

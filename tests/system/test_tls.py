@@ -17,6 +17,8 @@ from cryptography import x509
 
 from sealface.cli.authority import Authority
 from sealface.cli.processes import SERVICES, LocalServices, certificate_files, local_services
+from sealface.protocol.rights import Grant, Role
+from sealface.protocol.tokens import new_static
 from sealface.protocol.zones import Zone
 from sealface_client import Client
 from sealface_client.channels import AuthorityMissing
@@ -28,6 +30,7 @@ from tests.system.chaos.components import Service, Watching
 from tests.system.conftest import POLICY, People
 from tests.system.test_cli import DONE, FAILED, USAGE, Command
 from tests.system.test_crash import patiently
+from tests.system.test_sealing import until
 
 
 def shown(address: str) -> x509.Certificate:
@@ -85,6 +88,10 @@ def test_an_edge_service_calls_and_is_called_over_tls(services: LocalServices, p
     assert services.ca is not None
     with Client.connect(services.state) as client:
         client.create_gallery("gate", policy=POLICY, edge=True)
+        token, digest = new_static()
+        grants = [Grant(Role.ENROLLER, "gate"), Grant(Role.VERIFIER, "gate")]
+        client.create_caller("kiosk", grants=grants, token_digest=digest)
+    bearer = [("authorization", f"Bearer {token}")]
     process = Command(None).start("serve", "edge", "--state", services.state)
     assert process.stdout is not None
     try:
@@ -96,9 +103,12 @@ def test_an_edge_service_calls_and_is_called_over_tls(services: LocalServices, p
         with grpc.secure_channel(address, credentials) as channel:
             stub: edge_service_pb2_grpc.EdgeServiceStub = edge_service_pb2_grpc.EdgeServiceStub(channel)
             enroll = edge.EnrollRequest(gallery="galleries/gate", subject_id="ada", face=faces[0], request_id="r-1")
-            stub.Enroll(enroll, timeout=60)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Enroll(enroll, timeout=60)
+            assert status_of(caught.value)[1].reason == "TOKEN_MISSING"
+            stub.Enroll(enroll, metadata=bearer, timeout=60)
             verify = edge.VerifyRequest(gallery="galleries/gate", subject_id="ada", face=faces[1])
-            assert stub.Verify(verify, timeout=60).decision == edge.DECISION_MATCH
+            assert stub.Verify(verify, metadata=bearer, timeout=60).decision == edge.DECISION_MATCH
     finally:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
@@ -195,7 +205,8 @@ def test_certificates_are_renewed_and_who_is_started_again_is_spoken_to(people: 
             while time.time() < last.timestamp() + 1:  # those that the processes began with have lapsed
                 time.sleep(0.2)
             for name in SERVICES:
-                assert shown(services.addresses[name]) != first[name]
+                address = services.addresses[name]
+                until(lambda name=name, address=address: shown(address) != first[name], f"{name} shows the first")
             keys = Service(services, "keys")  # the others connect to it again, with what they have now
             keys.kill()
             keys.back()
