@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
@@ -270,8 +271,9 @@ class Gathering:
         for job in jobs.values():
             if job.places or job.reserve or (first and self._task.whole):
                 self._jobs.append(job)
-                run = threading.Thread(target=self._run, args=(job, members[job.member], first), daemon=True)
-                run.start()
+                arguments = self._run, job, members[job.member], first
+                # what it logs, and asks workers, is of the call that waits for it
+                threading.Thread(target=copy_context().run, args=arguments, daemon=True).start()
 
     def _run(self, job: _Job, member: Member, first: bool) -> None:
         """Follow one job, in a thread of its own."""

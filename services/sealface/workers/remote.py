@@ -9,6 +9,7 @@ import grpc
 
 from sealface.protocol.zones import Zone
 from sealface.runtime.channels import KEEPALIVE, connect_blocking
+from sealface.runtime.request_ids import passed_on
 from sealface.runtime.status import from_rpc_error
 from sealface.runtime.tls import Tls
 from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
@@ -45,14 +46,15 @@ class RemoteWorker:
             WorkerLost: it was hung up on meanwhile.
         """
         try:
-            return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s))
+            return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s, metadata=passed_on()))
         except ValueError:  # gRPC's word for a channel that is closed
             raise WorkerLost("the worker was started again") from None
 
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
         try:
-            response = self._stub.ListBlocks(messages.ListBlocksRequest(gallery=gallery_id), timeout=timeout_s)
+            request = messages.ListBlocksRequest(gallery=gallery_id)
+            response = self._stub.ListBlocks(request, timeout=timeout_s, metadata=passed_on())
         except (grpc.RpcError, ValueError):
             raise WorkerLost("the worker does not answer") from None
         return [part_from_proto(part) for part in response.parts]
