@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from sealface.cipher.scheme import Scheme
 from sealface.matching.decider import Decider
 from sealface.matching.matcher import Matcher
+from sealface.matching.metrics import SearchMetrics, WorkerMetrics
 from sealface.matching.servicer import MatchingServicer
 from sealface.matching.transcripts import FILE as TRANSCRIPTS
 from sealface.matching.transcripts import Transcripts
 from sealface.matching.watch import Watch
 from sealface.protocol.zones import Zone
 from sealface.runtime.channels import connect
+from sealface.runtime.metrics import Read
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.storage.galleries import Galleries
@@ -60,10 +64,12 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     galleries = Galleries(open_record(config.folder, config.database))
     own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database, config.cache)
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
-    matcher = Matcher(galleries, scheme, pool, config.repeatable)
+    registry = CollectorRegistry()
+    registry.register(Read({"workers": WorkerMetrics(pool)}))
+    matcher = Matcher(galleries, scheme, pool, config.repeatable, SearchMetrics(registry).searched)
     transcripts = Transcripts(config.folder / TRANSCRIPTS) if config.repeatable else None
     decider = Decider(connect(config.keys, config.server.tls, Zone.KEYS.server_name))
     servicer = MatchingServicer(matcher, decider, transcripts)
-    server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)])
+    server = Server(config.server, [SERVICE], background=[pool, Watch(galleries, matcher)], registry=registry)
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

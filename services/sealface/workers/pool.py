@@ -23,6 +23,7 @@ import numpy as np
 
 from sealface.errors import Unavailable
 from sealface.workers.task import Part, Task, Tile, Timing
+from sealface.workers.usage import Usage
 
 _LOOK_S = 0.05  # how often it is looked for a worker when there is none
 
@@ -64,6 +65,9 @@ class Member(Protocol):
 
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
+
+    def usage(self, timeout_s: float) -> Usage:
+        """What it has in memory of all galleries."""
 
 
 class Home(Protocol):
@@ -146,6 +150,17 @@ class WorkerPool:
         except WorkerLost:
             raise WorkersSilent("a worker does not say what it holds: try again") from None
 
+    def usage(self, timeout_s: float) -> dict[str, Usage | None]:
+        """What each worker holds, by its name; None of one that does not say so in its share of the time."""
+        found: dict[str, Usage | None] = {}
+        members = self._home.members()
+        for name, member in members.items():
+            try:
+                found[name] = member.usage(timeout_s / len(members))
+            except WorkerLost:
+                found[name] = None
+        return found
+
     def begin(self, task: Task, timeout_s: float, partial: bool = False) -> Gathering:
         """Have all blocks of a task in memory, and their scores under way.
 
@@ -209,7 +224,7 @@ class Gathering:
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._given_up = False
         self.timing = Timing()
-        weights = [0 if part.requested is None else np.count_nonzero(part.requested) for part in task.parts]
+        weights = [0 if part.requested is None else int(np.count_nonzero(part.requested)) for part in task.parts]
         self._weights, self._total = weights, sum(weights)
         self._unscored = self._total  # a number, that other threads may read while it changes
 
@@ -217,6 +232,11 @@ class Gathering:
     def share(self) -> float:
         """See the class."""
         return 1.0 - self._unscored / self._total if self._total else 1.0
+
+    @property
+    def scored(self) -> int:
+        """Templates that were compared with probes so far, counted for each probe."""
+        return (self._total - self._unscored) * len(self._task.probes)
 
     @property
     def given_up(self) -> frozenset[int]:

@@ -12,9 +12,16 @@ from sealface.runtime.channels import KEEPALIVE, connect_blocking
 from sealface.runtime.request_ids import passed_on
 from sealface.runtime.status import from_rpc_error
 from sealface.runtime.tls import Tls
-from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
+from sealface.workers.convert import (
+    part_from_proto,
+    task_to_proto,
+    tile_from_proto,
+    timing_from_proto,
+    usage_from_proto,
+)
 from sealface.workers.pool import Running, WorkerLost
 from sealface.workers.task import BlockGone, Part, Task, Tile, Timing
+from sealface.workers.usage import Usage
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 from sealface_protos.workers.v1 import worker_service_pb2_grpc
 
@@ -58,6 +65,13 @@ class RemoteWorker:
         except (grpc.RpcError, ValueError):
             raise WorkerLost("the worker does not answer") from None
         return [part_from_proto(part) for part in response.parts]
+
+    def usage(self, timeout_s: float) -> Usage:
+        """What it holds of all galleries."""
+        try:
+            return usage_from_proto(self._stub.GetUsage(messages.GetUsageRequest(), timeout=timeout_s))
+        except (grpc.RpcError, ValueError):
+            raise WorkerLost("the worker does not answer") from None
 
     def close(self) -> None:
         """Hang up; what is under way is lost."""
