@@ -5,6 +5,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -43,6 +44,15 @@ def test_both_formats_are_served(scrapes):
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert [family.samples[0].value for family in parse_openmetrics(text)] == [3]
     assert "_created" not in text
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+def test_it_listens_on_ipv6_too():
+    serving = Scrapes("[::1]:0", CollectorRegistry())
+    serving.start()
+    assert serving.address.startswith("[::1]:")
+    assert get(serving.address)[1] == ""
+    serving.stop()
 
 
 def test_nothing_else_is_served(scrapes):

@@ -86,6 +86,7 @@ class _Server(HTTPServer):
 
 
 class _Handler(MetricsHandler):
+    server_version, sys_version = "sealface", ""  # whoever asks need not know the interpreter's
     timeout = _LONGEST_S  # of each read; of everything together:
 
     def setup(self) -> None:
