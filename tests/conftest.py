@@ -171,6 +171,16 @@ class Suite:
             await asyncio.sleep(0.05)
         raise AssertionError(f"sealed are {found}")
 
+    def metric(self, service: str, name: str, **labels: str) -> float | None:
+        """A sample of a service's metrics; None if there is none."""
+        return self._servers[service].registry.get_sample_value(name, labels)
+
+    def metrics(self, service: str) -> dict[tuple[str, ...], float]:
+        """All samples of a service's own metrics, not of its calls, by name and labels."""
+        families = self._servers[service].registry.collect()
+        samples = [one for family in families if family.name.startswith("sealface_") for one in family.samples]
+        return {(one.name, *sorted(one.labels.values())): one.value for one in samples}
+
     async def close(self) -> None:
         for client in self._clients:
             await client.close()

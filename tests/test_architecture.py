@@ -154,6 +154,18 @@ def test_a_library_has_one_home(library: str, home: str) -> None:
     assert users == {home}
 
 
+def test_the_domain_knows_no_metrics() -> None:
+    users = {
+        module_name(path)
+        for path in sources()
+        if any(name.split(".")[0] == "prometheus_client" for name in imported(path))
+    }
+    assert users
+    assert {name for name in users if part(name) != "runtime"} <= {
+        f"sealface.{service}.{module}" for service in SERVICES for module in ("metrics", "server")
+    }
+
+
 def test_cipher_imports_nothing_but_errors() -> None:
     assert arrows()["cipher"] <= {"errors"}
 

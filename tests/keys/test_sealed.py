@@ -77,6 +77,7 @@ async def test_a_service_without_its_key_starts_sealed_and_unseals_by_itself(
     await suite.start("keys")
     assert not key_file.exists()  # none was made in its place
     assert await health(suite) == [NOT_SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+    assert suite.metric("keys", "sealface_sealed") == 1
     for name, call in needing_a_secret(client).items():
         with refused("UNAVAILABLE", "KEYS_SEALED") as caught:
             await call()
@@ -95,6 +96,7 @@ async def test_a_service_without_its_key_starts_sealed_and_unseals_by_itself(
 
     (tmp_path / "away").rename(key_file)
     await until(suite, [SERVING] * 4)
+    assert suite.metric("keys", "sealface_sealed") == 0
     decision = await door_key.decide(asked, results)  # its nonce was not consumed
     assert [candidate.slot for candidate in decision.candidates] == [5]
     assert (await create_key(client, "other")).name == "keys/other"

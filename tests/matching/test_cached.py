@@ -160,10 +160,17 @@ async def test_what_workers_load_is_held(cached, door, raw):
         await door.enroll(f"s{number}", person(number))
     await everybody_is_found(door, range(5))
     assert held(raw) == {f"t{slot}" for slot in range(1, 6)}
+    assert [told(cached, name) for name in ("misses", "healed", "errors")] == [5, 0, 0]
     values = {key: raw.get(key) for key in raw.scan_iter("sealface:*:t*")}
     await cached.restart("matching")
     await everybody_is_found(door, range(5))
     assert {key: raw.get(key) for key in raw.scan_iter("sealface:*:t*")} == values
+    assert [told(cached, name) for name in ("misses", "healed", "errors")] == [0, 0, 0]
+    assert told(cached, "hits") >= 5  # verifications read theirs anew
+
+
+def told(suite, name):
+    return suite.metric("matching", f"sealface_cache_{name}_total", worker="embedded")
 
 
 @pytest.mark.servers

@@ -15,6 +15,7 @@ from sealface.matching.servicer import MOST_TOGETHER
 from sealface.protocol import sealing
 from sealface.protocol.signing import Credential
 from sealface.protocol.tokens import Signed
+from sealface.runtime.request_ids import REQUEST_ID
 from sealface.runtime.server import MESSAGE_LIMIT, ServerConfig
 from sealface.runtime.timing import SERVER_TIMING, parse_timing
 from sealface.workers.server import WorkerConfig, worker_of
@@ -515,7 +516,7 @@ async def test_a_search_tells_its_steps_and_nothing_else(client, peopled, safe):
             call = client.matching.Identify(identify_request(gallery, vector)[0])
             assert [part async for part in call]
             trailing = dict(await call.trailing_metadata())
-            assert set(trailing) == {SERVER_TIMING}
+            assert set(trailing) == {SERVER_TIMING, REQUEST_ID}
             told = parse_timing(trailing[SERVER_TIMING])
             assert set(told) == steps
             assert all(ms >= 0 for ms in told.values())

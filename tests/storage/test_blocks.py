@@ -6,7 +6,7 @@ import pytest
 from sealface.enrollment.leases import Leases
 from sealface.enrollment.rows import RequestIdReused, TooManyTemplates
 from sealface.storage.digests import TemplateDamaged
-from sealface.storage.galleries import BlockInfo, GalleryNotFound
+from sealface.storage.galleries import BlockInfo, Census, GalleryNotFound
 from tests.storage.conftest import dump, execute, new_gallery
 
 KEY = "keys/door/versions/1"
@@ -114,6 +114,20 @@ def test_sealing_moves_templates_and_takes_none(enroll, seal, record, galleries)
     assert rows(galleries.placement("door", 5)) == (0, 6, [], [2], [4], {1: COLUMNS})
     assert galleries.blocks("door") == [BlockInfo(1, COLUMNS, False, 1, 2)]
     assert galleries.block("door", 1)[0].tolist()[:3] == [1, 2, 3]  # until it is made again
+
+
+def test_a_census_counts_templates_where_they_lie(enroll, seal, import_block, record, galleries, door):
+    capacity = door.layout.group.capacity
+    assert galleries.census(door) == Census(sealed=0, open=0, groups=0, erased=0, blocks=0)
+    enroll(*(f"s{number}" for number in range(capacity + 2)))  # the last two lie in a group of their own
+    import_block(["x", "y", "z"])
+    assert galleries.census(door) == Census(sealed=3, open=capacity + 2, groups=2, erased=0, blocks=1)
+    seal(range(1, 11))
+    record.erase_subject("door", "s0")
+    record.erase_subject("door", "y")
+    assert galleries.census(door) == Census(sealed=11, open=capacity - 8, groups=2, erased=2, blocks=2)
+    record.delete_gallery("door")
+    assert galleries.census(door) == Census(sealed=0, open=0, groups=0, erased=0, blocks=0)
 
 
 def test_blocks_are_replaced_in_one_step(enroll, seal, record, galleries):

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -601,3 +602,21 @@ def test_an_interrupted_serve_leaves_no_process(tmp_path: Path) -> None:
     assert (process.returncode, out) == (DONE, "")
     assert "Traceback" not in err
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_where_metrics_are_is_told_where_they_are_asked_for(tmp_path: Path) -> None:
+    command = Command(None)
+    told = command.error("serve", "--state", tmp_path, "--metrics", "127.0.0.1:9100", code=USAGE)
+    assert "--metrics" in told
+    process = command.start("serve", "--state", tmp_path, "--metrics", "127.0.0.1:0")
+    assert process.stdout is not None
+    try:
+        ready = json.loads(process.stdout.readline())
+        assert ready["metrics"].keys() == {"keys", "enrollment", "matching"}
+        assert len(set(ready["metrics"].values())) == 3
+        for service, address in ready["metrics"].items():
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+                assert f"sealface.{service}.v1." in answer.read().decode()
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)

@@ -32,7 +32,7 @@ from tests.system.search import Patterns, memory
 SUBJECT = "Subject.7f3a9c51-e2d0"
 RUN = 3
 COMPUTE = ("enrollment", "matching")
-LOG_FIELDS = {"event", "service", "level", "timestamp", "message", "method", "code", "reason", "ms"}
+LOG_FIELDS = {"event", "service", "level", "timestamp", "message", "method", "code", "reason", "ms", "request_id"}
 
 
 def runs(values: NDArray[np.generic]) -> Iterator[bytes]:
@@ -311,9 +311,11 @@ def test_logs_hold_method_code_reason_and_time(lived: Lived) -> None:
 def test_computes_record_of_a_match_is_that_of_no_match(lived: Lived) -> None:
     """One call of each kind: what the compute zone wrote differs in nothing but times."""
 
+    drawn = ("ms", "timestamp", "request_id")
+
     def written() -> dict[str, list[object]]:
         return {
-            name: [{key: value for key, value in entry.items() if key not in ("ms", "timestamp")} for entry in found]
+            name: [{key: value for key, value in entry.items() if key not in drawn} for entry in found]
             for name in COMPUTE
             if (found := list(entries(logs(lived.services)[name])))
         }

@@ -65,6 +65,8 @@ class LocalServices:
         insecure: whether they speak plaintext.
         internal: address of the key service for the other services.
         lifetime: of their certificates, which are renewed when half of it is over.
+        metrics: `host:0` where each serves metrics; empty for none.
+        metrics_addresses: service -> `host:port` of its metrics.
     """
 
     state: Path
@@ -73,6 +75,8 @@ class LocalServices:
     insecure: bool = False
     internal: str = ""
     lifetime: timedelta = LEAF_LIFETIME
+    metrics: str = ""
+    metrics_addresses: dict[str, str] = field(default_factory=dict)
     _authority: Authority | None = None
     _certified: float = 0.0  # when certificates were issued last, seconds since 1970
     _processes: dict[str, _Process] = field(default_factory=dict)
@@ -141,6 +145,7 @@ class LocalServices:
         command = [sys.executable, "-m", "sealface.cli.main", "serve", service, "--state", str(self.state)]
         command += ["--with-parent", "--listen", self.addresses.get(service, "127.0.0.1:0")]
         command += ["--insecure"] if self.insecure else []
+        command += ["--metrics", self.metrics_addresses.get(service, self.metrics)] if self.metrics else []
         if service == "keys":
             command += ["--listen-internal", self.internal or "127.0.0.1:0"]
         else:
@@ -180,6 +185,7 @@ class LocalServices:
             ready = json.loads(line)
             self.addresses[process.name], process.serving = ready["address"], ready["serving"]
             self.internal = ready.get("internal", self.internal)
+            self.metrics_addresses |= {process.name: ready["metrics"]} if self.metrics else {}
         except (ValueError, KeyError):
             process.popen.kill()  # it may be there and not get ready
             raise ServiceDidNotStart(
@@ -263,10 +269,12 @@ def _compile(state: Path) -> None:
 
 
 @contextmanager
-def local_services(state: Path | None = None, *, insecure: bool = False, **environment: str) -> Iterator[LocalServices]:
+def local_services(
+    state: Path | None = None, *, insecure: bool = False, metrics: str = "", **environment: str
+) -> Iterator[LocalServices]:
     """Services for the time of a block; in a temporary state folder if none is named, and with variables of theirs."""
     with TemporaryDirectory(prefix="sealface-") as temporary:
-        services = LocalServices(state or Path(temporary), environment=environment, insecure=insecure)
+        services = LocalServices(state or Path(temporary), environment=environment, insecure=insecure, metrics=metrics)
         try:
             services.start()
             yield services

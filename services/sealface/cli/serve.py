@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +73,13 @@ def serve(
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="SEALFACE_TLS_CA", help="PEM file: whose certificates are believed.")
     ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="host:port of an HTTP endpoint for Prometheus; port 0 takes a free one. Who reaches that of `keys` "
+            "sees how many match."
+        ),
+    ] = "",
     insecure: Annotated[
         bool, typer.Option("--insecure", envvar="SEALFACE_INSECURE", help="Plaintext; on loopback only.")
     ] = False,
@@ -176,7 +184,9 @@ def serve(
         os.environ.update(shared.environment())
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
         os.environ.update(SEALFACE_STRIKES=str(strikes))
-        _serve_all(state, insecure)
+        if metrics and not metrics.endswith(":0"):
+            fail("three services share no port: name port 0 with --metrics, or start each by itself", Exit.USAGE)
+        _serve_all(state, insecure, metrics)
     else:
         if service in (Service.ENROLLMENT, Service.MATCHING) and not keys:
             fail("name the key service's address with --keys", Exit.USAGE)
@@ -185,6 +195,7 @@ def serve(
         tls = None if insecure else _certificate(service, state, (tls_cert, tls_key, tls_ca))
         os.environ.update({"SEALFACE_INSECURE": "1"} if insecure else {})  # for workers
         config = ServerConfig(listen, tls=tls, internal=listen_internal if service is Service.KEYS else None)
+        config = replace(config, metrics=metrics or None)
         of_keys = (key_encryption, key_encryption_old, strikes)
         _serve_one(service, state, config, keys, database, cache, shared, max_megapixels, with_parent, of_keys)
 
@@ -241,7 +252,7 @@ def _rate() -> Rate:
     return Rate(per_second, 4 * per_second)
 
 
-def _serve_all(state: Path, insecure: bool) -> None:
+def _serve_all(state: Path, insecure: bool, metrics: str) -> None:
     stopping = False
 
     def stop(*_: object) -> None:
@@ -250,13 +261,14 @@ def _serve_all(state: Path, insecure: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    services = LocalServices(state, insecure=insecure)
+    services = LocalServices(state, insecure=insecure, metrics=metrics)
     try:
         services.start()
         for name in services.waiting():
             progress.print(f"the {name} service is up and cannot serve yet: {name}.log in the state folder says why")
         ca = None if services.ca is None else str(services.ca)
-        print_json({**services.addresses, "ca": ca, "state": str(state)})
+        told = {"metrics": services.metrics_addresses} if metrics else {}
+        print_json({**services.addresses, "ca": ca, "state": str(state), **told})
         services.watch(lambda: stopping, lambda name: progress.print(f"the {name} service died: starting it again"))
     finally:
         services.stop()
@@ -368,8 +380,9 @@ def _serve_one(
             server = await build_edge(EdgeConfig(state, config, limits), scheme)
 
         def ready(address: str) -> None:
-            internal = {"internal": server.internal} if service is Service.KEYS else {}
-            print_json({"service": service.value, "address": address, "serving": server.serving, **internal})
+            further = {"internal": server.internal} if service is Service.KEYS else {}
+            further |= {"metrics": server.metrics} if server.metrics else {}
+            print_json({"service": service.value, "address": address, "serving": server.serving, **further})
 
         await run(server, ready, with_stdin=with_parent)
 

@@ -13,6 +13,7 @@ from sealface.cipher.scheme import Scheme
 from sealface.enrollment.asked import Asked
 from sealface.errors import SealfaceError, Unavailable, WrongState
 from sealface.protocol import convert
+from sealface.runtime.request_ids import passed_on
 from sealface.runtime.status import UpstreamError, from_rpc_error
 from sealface_protos.keys.v1 import key_pb2, key_service_pb2, key_service_pb2_grpc
 
@@ -59,13 +60,14 @@ class KeySource:
             SealfaceError: what the key service said, an unknown key for one.
         """
         try:
-            key = await self._stub.GetKey(key_service_pb2.GetKeyRequest(name=name), timeout=_DEADLINE_S)
+            asked = key_service_pb2.GetKeyRequest(name=name)
+            key = await self._stub.GetKey(asked, timeout=_DEADLINE_S, metadata=passed_on())
             request = key_service_pb2.GetMaterialRequest(
                 key_version=key.primary_version,
                 kinds=[key_pb2.MATERIAL_KIND_PUBLIC_KEY, key_pb2.MATERIAL_KIND_GALOIS_KEY],
             )
             found: dict[int, bytes] = defaultdict(bytes)  # the public key has element 0
-            async for chunk in self._stub.GetMaterial(request, timeout=_DEADLINE_S):
+            async for chunk in self._stub.GetMaterial(request, timeout=_DEADLINE_S, metadata=passed_on()):
                 found[chunk.galois_element] += chunk.data
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error, KeyServiceUnavailable("the key service does not answer: try again")) from None
@@ -97,7 +99,8 @@ class KeySource:
         blinded = asked.blinded
         renewed = bytearray()
         try:
-            async for part in self._stub.RenewBlock(_messages(header, blinded), timeout=_RENEWAL_DEADLINE_S):
+            messages = _messages(header, blinded)
+            async for part in self._stub.RenewBlock(messages, timeout=_RENEWAL_DEADLINE_S, metadata=passed_on()):
                 renewed += part.data
                 if len(renewed) > len(blinded):
                     break  # its length is refused where it is parsed

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from sealface.cipher.layout import Shape
+from sealface.cipher.layout import Layout, Shape
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.asked import Ask, Asked, awaited
 from sealface.enrollment.leases import Lease, LeaseLost
 from sealface.enrollment.record import Record
 from sealface.errors import SealfaceError
 from sealface.storage.evaluators import Evaluators
-from sealface.storage.galleries import BlockInfo, Galleries, Gallery
+from sealface.storage.galleries import BlockInfo, Census, Galleries, Gallery
 
 _log = structlog.get_logger("sealface.sealer")
 _RETRY_S = 30.0
@@ -162,6 +162,12 @@ class Sealer:
         stored = self._record.seal(gallery, lease, block.columns, placed, renewed, [block.number], imported=True)
         _log.info("renewed", templates=int(live.sum()), cleared=int(cleared.sum()), stored=stored)
         return stored
+
+
+def backlog(layout: Layout, census: Census) -> int:
+    """How many open templates fill blocks that are to be made."""
+    capacity = layout.best_shape(census.sealed + census.open).capacity
+    return census.open - census.open % capacity
 
 
 def _worst(blocks: list[BlockInfo]) -> BlockInfo | None:

@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from sealface.cipher.scheme import Scheme
 from sealface.enrollment.asked import Asked
 from sealface.enrollment.audit import ACTOR
@@ -16,6 +18,7 @@ from sealface.enrollment.housekeeper import Housekeeper
 from sealface.enrollment.invalidation import Invalidation
 from sealface.enrollment.key_source import KeySource
 from sealface.enrollment.leases import Leases
+from sealface.enrollment.metrics import RecordMetrics
 from sealface.enrollment.operation_servicer import OperationServicer
 from sealface.enrollment.operations import Operations
 from sealface.enrollment.record import Record
@@ -29,6 +32,7 @@ from sealface.protocol.zones import Zone
 from sealface.runtime.authentication import Authenticator, Issuer
 from sealface.runtime.authorisation import AuthorisationInterceptor, Rate
 from sealface.runtime.channels import connect
+from sealface.runtime.metrics import Read
 from sealface.runtime.server import Background, Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.storage.entries import Entries
@@ -96,7 +100,9 @@ def build(config: EnrollmentConfig, scheme: Scheme) -> Server:
     background: list[Background] = [housekeeper]
     if entries is not None:
         background.append(Invalidation(galleries, entries))
-    server = Server(config.server, [SERVICE, OPERATIONS], [guard], background)
+    registry = CollectorRegistry()
+    registry.register(Read({"record": RecordMetrics(galleries)}))
+    server = Server(config.server, [SERVICE, OPERATIONS], [guard], background, registry=registry)
     operation_pb2_grpc.add_OperationServiceServicer_to_server(
         OperationServicer(operations, record, rotations, housekeeper.wake), server.grpc
     )

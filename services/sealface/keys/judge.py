@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
@@ -144,6 +144,7 @@ class Judge:
         encryption: what that key is wrapped under.
         most_strikes: requests with results that are not genuine, within an hour, that put a version into quarantine.
             Not one: whoever signs a probe under a wrong key, or enrols a template that is none, makes such results.
+        decided: told of each decision, and of the alarms it raised, when they are in the audit log.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Judge:
         engine: sa.Engine,
         encryption: wrapping.KeyEncryption,
         most_strikes: int = MOST_STRIKES,
+        decided: Callable[[Hearing, Verdict, Collection[Kind]], None] = lambda hearing, verdict, alarms: None,
     ) -> None:
         self._keyring = keyring
         self._lifecycle = lifecycle
@@ -163,6 +165,7 @@ class Judge:
         self._engine = engine
         self._encryption = encryption
         self._most_strikes = most_strikes
+        self._decided = decided
         self._watch = Watch()
         self.signing_key: Ed25519PrivateKey
 
@@ -260,6 +263,7 @@ class Judge:
             self._keyring.drop_opener(account.key, account.version)
         for kind, count in alarms.items():
             _log.warning("alarm", alarm=kind.value, caller=request.caller, key_version=request.key_version, count=count)
+        self._decided(hearing, verdict, alarms)
         return verdict
 
     def abandon(self, hearing: Hearing, why: str) -> None:

@@ -333,6 +333,19 @@ class Keyring:
         with reading(self._engine).begin() as transaction:
             return [_version(row) for row in transaction.execute(query.order_by(number.desc()).limit(limit))]
 
+    def tally(self) -> list[tuple[str, State, int]]:
+        """How many versions of each key are in each state."""
+        table = tables.versions
+        query = sa.select(table.c.key, table.c.state, sa.func.count()).group_by(table.c.key, table.c.state)
+        with reading(self._engine).begin() as transaction:
+            return [(key, State(state), count) for key, state, count in transaction.execute(query)]
+
+    @property
+    def opened(self) -> int:
+        """How many versions have their secret in memory."""
+        with self._lock:
+            return len(self._openers)
+
     def opener(self, key_id: str, number: int) -> Opener:
         """Opens results made under a version; cached as long as it may.
 

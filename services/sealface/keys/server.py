@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from prometheus_client import CollectorRegistry
 
 from sealface.cipher.scheme import Scheme
 from sealface.keys.audit import AuditLog
@@ -16,6 +17,7 @@ from sealface.keys.deadlines import Deadlines
 from sealface.keys.judge import MOST_STRIKES, Judge
 from sealface.keys.keyring import Keyring
 from sealface.keys.lifecycle import Destroyer, Lifecycle
+from sealface.keys.metrics import DecisionMetrics, KeyMetrics
 from sealface.keys.occupancy import Occupancy
 from sealface.keys.operator import OperatorInterceptor
 from sealface.keys.providers import FileKey, open_provider
@@ -25,6 +27,7 @@ from sealface.keys.sealed import LOOK_S, Seal, SealInterceptor
 from sealface.keys.servicer import KeyServicer
 from sealface.keys.wrapping import KeyEncryption
 from sealface.protocol.zones import Zone
+from sealface.runtime.metrics import Read
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.schema import KEYS
 from sealface_protos.keys.v1 import key_service_pb2, key_service_pb2_grpc
@@ -95,7 +98,9 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
     keyring = Keyring(engine, scheme, encryption)
     lifecycle = Lifecycle(engine, keyring)
     log = AuditLog(engine, encryption)
-    judge = Judge(keyring, lifecycle, callers, log, engine, encryption, config.strikes)
+    registry = CollectorRegistry()
+    decided = DecisionMetrics(registry).decided
+    judge = Judge(keyring, lifecycle, callers, log, engine, encryption, config.strikes, decided)
 
     def report(serving: bool, *names: str) -> None:
         server.report(serving, *names)
@@ -105,12 +110,14 @@ def build(config: KeyConfig, scheme: Scheme) -> Server:
         log.unseal()
 
     seal = Seal(unseal, encryption.probe, report, config.look_s)
+    registry.register(Read({"keys": KeyMetrics(keyring, lambda: seal.sealed)}))
     server = Server(
         config.server,
         [SERVICE],
         interceptors=[SealInterceptor(seal), OperatorInterceptor(callers, log)],
         background=[Occupancy(config.folder), seal, Destroyer(lifecycle, engine)],
         peers=_OF_COMPUTE,
+        registry=registry,
     )
     rewrap = partial(rewrap_all, engine, encryption)
     servicer = KeyServicer(keyring, lifecycle, callers, judge, log, Deadlines(), rewrap)

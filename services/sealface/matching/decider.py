@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sealface.errors import Unavailable
 from sealface.protocol.scores import Result
+from sealface.runtime.request_ids import passed_on
 from sealface.runtime.status import from_rpc_error
 from sealface.runtime.timing import SERVER_TIMING
 from sealface_protos.keys.v1 import decision_pb2, key_service_pb2, key_service_pb2_grpc
@@ -71,7 +72,7 @@ class Decider:
                 raise
 
         try:
-            call = self._stub.Decide(messages(), timeout=timeout_s)
+            call = self._stub.Decide(messages(), timeout=timeout_s, metadata=passed_on())
             sealed = await call
             trailing = dict(await call.trailing_metadata())
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from sealface.protocol.scores import Result
@@ -29,7 +30,7 @@ class Feed:
         self._queues: list[asyncio.Queue[list[Result] | BaseException | None]] = [
             asyncio.Queue() for _ in range(searches)
         ]
-        threading.Thread(target=self._pump, name="feed", daemon=True).start()
+        threading.Thread(target=copy_context().run, args=(self._pump,), name="feed", daemon=True).start()
 
     async def of(self, number: int) -> AsyncIterator[list[Result]]:
         """The results of one search; may be taken once. A pass that nobody waits for any more ends early."""

@@ -64,9 +64,11 @@ class Search:
         links: (n, 2) slot and first slot of its subject, for subjects with several templates.
     """
 
-    def __init__(self, gallery: Gallery, found: Snapshot, task: Task, gathering: Gathering) -> None:
+    def __init__(
+        self, gallery: Gallery, found: Snapshot, task: Task, gathering: Gathering, done: Callable[[Search], None]
+    ) -> None:
         self.gallery, self.epoch, self.links = gallery, found.epoch, found.links
-        self._parts, self._task, self._gathering = found.parts, task, gathering
+        self._parts, self._task, self._gathering, self._done = found.parts, task, gathering, done
 
     def results(self) -> Generator[list[list[Result]]]:
         """Results of some blocks, by probe, and so on until all are there. May be taken once."""
@@ -77,6 +79,7 @@ class Search:
                     [Result(part.shape.columns, data, part.slots) for data, part in zip(of_probe, parts, strict=True)]
                     for of_probe in tile.results
                 ]
+            self._done(self)
         finally:
             self.cancel()
 
@@ -90,6 +93,16 @@ class Search:
             return None
         parts = tuple(part for place, part in enumerate(self._task.parts) if place not in self._gathering.given_up)
         return replace(self._task, probes=self._task.probes[number : number + 1], parts=parts)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the gallery is searched, and not a claim verified."""
+        return self._task.whole
+
+    @property
+    def scored(self) -> int:
+        """Templates that were compared with probes so far, counted for each probe."""
+        return self._gathering.scored
 
     @property
     def share(self) -> float:
@@ -110,13 +123,22 @@ class Matcher:
         scheme: the cipher.
         pool: the workers.
         repeatable: whether the randomness of searches comes from a seed, so that an auditor can compute them again.
+        done: told of a search when all its results were taken.
     """
 
-    def __init__(self, galleries: Galleries, scheme: Scheme, pool: WorkerPool, repeatable: bool = False) -> None:
+    def __init__(
+        self,
+        galleries: Galleries,
+        scheme: Scheme,
+        pool: WorkerPool,
+        repeatable: bool = False,
+        done: Callable[[Search], None] = lambda search: None,
+    ) -> None:
         self._galleries = galleries
         self._scheme = scheme
         self._pool = pool
         self._repeatable = repeatable
+        self._done = done
         self._shards: dict[tuple[str, int], Shard] = {}
         self._lock = threading.Lock()
 
@@ -205,7 +227,8 @@ class Matcher:
                 deepest = max((part.columns for part in task.parts), default=1)
                 task = replace(task, seed=os.urandom(32), deepest=deepest)
             try:
-                return Search(gallery, found, task, self._pool.begin(task, deadline - time.monotonic(), partial))
+                gathering = self._pool.begin(task, deadline - time.monotonic(), partial)
+                return Search(gallery, found, task, gathering, self._done)
             except BlockGone:  # replaced since it was looked for: its templates lie elsewhere, or under another key
                 gallery = self._gallery(gallery.id, *probes)
         raise GalleryChanging("the gallery changes faster than it is searched: try again")

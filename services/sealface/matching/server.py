@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from sealface.cipher.scheme import Scheme
 from sealface.matching.decider import Decider
 from sealface.matching.matcher import Matcher
+from sealface.matching.metrics import SearchMetrics, WorkerMetrics
 from sealface.matching.servicer import MatchingServicer
 from sealface.matching.transcripts import FILE as TRANSCRIPTS
 from sealface.matching.transcripts import Transcripts
@@ -16,6 +19,7 @@ from sealface.protocol.zones import Zone
 from sealface.runtime.authentication import Authenticator, Issuer
 from sealface.runtime.authorisation import CALLER, AuthorisationInterceptor, Rate
 from sealface.runtime.channels import connect
+from sealface.runtime.metrics import Read
 from sealface.runtime.server import Server, ServerConfig
 from sealface.storage.cache import CacheConfig
 from sealface.storage.galleries import Galleries
@@ -66,12 +70,14 @@ def build(config: MatchingConfig, scheme: Scheme) -> Server:
     galleries = Galleries(open_record(config.folder, config.database))
     own = WorkerConfig(config.folder, config.server, config.threads, config.memory, config.database, config.cache)
     pool = WorkerPool(config.home or Embedded(worker_of(own, scheme)), config.replicas)
-    matcher = Matcher(galleries, scheme, pool, config.repeatable)
+    registry = CollectorRegistry()
+    registry.register(Read({"workers": WorkerMetrics(pool)}))
+    matcher = Matcher(galleries, scheme, pool, config.repeatable, SearchMetrics(registry).searched)
     transcripts = Transcripts(config.folder / TRANSCRIPTS) if config.repeatable else None
     channel = connect(config.keys, config.server.tls, Zone.KEYS.server_name)
     decider = Decider(channel)
     guard = AuthorisationInterceptor(Authenticator(channel, config.issuers), CALLER, config.rate)
     servicer = MatchingServicer(matcher, decider, transcripts)
-    server = Server(config.server, [SERVICE], [guard], background=[pool, Watch(galleries, matcher)])
+    server = Server(config.server, [SERVICE], [guard], background=[pool, Watch(galleries, matcher)], registry=registry)
     matching_service_pb2_grpc.add_MatchingServiceServicer_to_server(servicer, server.grpc)
     return server

@@ -1,6 +1,6 @@
-"""The one interceptor of every server: errors become statuses, calls become log lines.
+"""The one interceptor of every server: errors become statuses, calls become log lines and are counted.
 
-A log line holds the method, the code, the reason and the time; never a request or an answer.
+A log line holds the method, the code, the reason, the time and the request id; never a request or an answer.
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 
 from sealface.errors import InvalidInput, SealfaceError
+from sealface.runtime import request_ids
+from sealface.runtime.metrics import Calls, MethodCalls
+from sealface.runtime.request_ids import REQUEST_ID
 from sealface.runtime.status import STATUS_DETAILS_KEY, InternalError, code_of, to_status
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = structlog.get_logger("sealface.rpc")
 
@@ -37,7 +43,16 @@ def parsed(parse: Callable[[bytes], Any] | None, data: bytes) -> Any:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns what a handler raises into a status; what it did not mean to raise into INTERNAL, without details."""
+    """Turns what a handler raises into a status; what it did not mean to raise into INTERNAL, without details.
+
+    It is the outermost, so it also counts calls by the code that their callers get, and gives each its request id.
+
+    Args:
+        calls: what is counted.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
 
     async def intercept_service(
         self,
@@ -56,35 +71,44 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             kind = "stream_unary" if handler.request_streaming else "unary_unary"
             wrap = _unary
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        parse = _parser(handler.request_deserializer, handler.request_streaming)
-        return make(wrap(getattr(handler, kind), method, parse), response_serializer=handler.response_serializer)
+        counted = self._calls.of(method, handler.request_streaming, handler.response_streaming)
+        parse = _parser(handler.request_deserializer, handler.request_streaming, counted.received.inc)
+        begin = partial(_Call, method, counted, handler_call_details.invocation_metadata)
+        return make(wrap(getattr(handler, kind), parse, begin), response_serializer=handler.response_serializer)
 
 
-def _parser(parse: Callable[[bytes], Any] | None, streaming: bool) -> Callable[[Any], Any]:
+def _parser(
+    parse: Callable[[bytes], Any] | None, streaming: bool, received: Callable[[], None]
+) -> Callable[[Any], Any]:
+    def one(message: bytes) -> Any:
+        received()
+        return parsed(parse, message)
+
     async def each(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for message in messages:
-            yield parsed(parse, message)
+            yield one(message)
 
-    return each if streaming else lambda message: parsed(parse, message)
+    return each if streaming else one
 
 
-def _unary(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
-    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        started = time.perf_counter()
+def _unary(behaviour: Any, parse: Callable[[Any], Any], begin: Callable[[Context], _Call]) -> Any:
+    async def handle(request: Any, context: Context) -> Any:
+        call = begin(context)
         try:
             response = await behaviour(parse(request), context)
         except BaseException as error:
-            await _fail(error, method, started, context)
+            await call.fail(error)
             raise  # aborting has raised already, except on cancellation
-        _report(method, "OK", started)
+        call.sent()
+        call.succeed()
         return response
 
     return handle
 
 
-def _stream(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
-    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-        started = time.perf_counter()
+def _stream(behaviour: Any, parse: Callable[[Any], Any], begin: Callable[[Context], _Call]) -> Any:
+    async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+        call = begin(context)
         try:
             responses = behaviour(parse(request), context)
             if inspect.isawaitable(responses):  # a handler that writes them itself, as health's Watch does
@@ -92,28 +116,54 @@ def _stream(behaviour: Any, method: str, parse: Callable[[Any], Any]) -> Any:
             else:
                 async for response in responses:
                     yield response
+                    call.sent()
         except BaseException as error:
-            await _fail(error, method, started, context)
+            await call.fail(error)
             raise
-        _report(method, "OK", started)
+        call.succeed()
 
     return handle
 
 
-async def _fail(error: BaseException, method: str, started: float, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        _report(method, "CANCELLED", started)
-        return
-    if isinstance(error, grpc.aio.AbortError):
-        return
-    if not isinstance(error, SealfaceError):
-        # the exception's own text may hold anything, so only its type and place are logged
-        frame = _innermost(error)
-        _log.error("unexpected", method=method, error=type(error).__name__, at=frame)
-        error = InternalError("the service failed: try again, and tell its operator if it stays")
-    status = to_status(error)
-    _report(method, code_of(error).name, started, error.reason)
-    await context.abort(code_of(error), status.message, ((STATUS_DETAILS_KEY, status.SerializeToString()),))
+class _Call:
+    """One call, from the moment its handler is called: what is logged and counted of it."""
+
+    def __init__(self, method: str, counted: MethodCalls, metadata: Any, context: Context) -> None:
+        self._method, self._counted, self._context = method, counted, context
+        self._id = request_ids.begin(metadata)
+        self._started = time.perf_counter()
+        self.sent = counted.sent.inc
+        counted.started.inc()
+
+    def succeed(self) -> None:
+        """It has ended as it should."""
+        self._context.set_trailing_metadata((*(self._context.trailing_metadata() or ()), (REQUEST_ID, self._id)))
+        self._end(grpc.StatusCode.OK)
+
+    async def fail(self, error: BaseException) -> None:
+        """Tell the caller, unless nobody is there any more; then it raises."""
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            self._end(grpc.StatusCode.CANCELLED)
+            return
+        if isinstance(error, grpc.aio.AbortError):  # gRPC's own services do that
+            self._end(self._context.code())
+            return
+        if not isinstance(error, SealfaceError):
+            # the exception's own text may hold anything, so only its type and place are logged
+            frame = _innermost(error)
+            _log.error("unexpected", method=self._method, error=type(error).__name__, at=frame)
+            error = InternalError("the service failed: try again, and tell its operator if it stays")
+        status, code = to_status(error), code_of(error)
+        self._end(code, error.reason)
+        trailing = (STATUS_DETAILS_KEY, status.SerializeToString()), (REQUEST_ID, self._id)
+        await self._context.abort(code, status.message, trailing)
+
+    def _end(self, code: grpc.StatusCode, reason: str = "") -> None:
+        seconds = time.perf_counter() - self._started
+        self._counted.handled[code].inc()
+        self._counted.seconds.observe(seconds)
+        told = {"reason": reason} if reason else {}
+        _log.info("call", method=self._method, code=code.name, ms=round(seconds * 1e3, 1), **told)
 
 
 def _innermost(error: BaseException) -> str:
@@ -121,8 +171,3 @@ def _innermost(error: BaseException) -> str:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     return f"{traceback.tb_frame.f_code.co_qualname}:{traceback.tb_lineno}" if traceback else "unknown"
-
-
-def _report(method: str, code: str, started: float, reason: str = "") -> None:
-    milliseconds = round((time.perf_counter() - started) * 1e3, 1)
-    _log.info("call", method=method, code=code, ms=milliseconds, **({"reason": reason} if reason else {}))

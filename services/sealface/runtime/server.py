@@ -13,10 +13,13 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sealface.errors import Unavailable
 from sealface.runtime.interceptors import ErrorInterceptor
+from sealface.runtime.metrics import Calls
 from sealface.runtime.peers import PeerInterceptor
+from sealface.runtime.scrapes import Scrapes
 from sealface.runtime.tls import Certificate, Tls, check_plaintext, server_credentials
 
 _log = structlog.get_logger("sealface.server")
@@ -47,6 +50,7 @@ class ServerConfig:
         tls: its certificate; None for plaintext, on loopback.
         mutual: whether a client must show a certificate of the same authority; nobody has one in plaintext.
         internal: a second address, for clients that show one; not listened at in plaintext.
+        metrics: address of an HTTP endpoint for Prometheus; none if it is not named.
     """
 
     address: str = "127.0.0.1:0"
@@ -56,6 +60,7 @@ class ServerConfig:
     tls: Tls | None = None
     mutual: bool = False
     internal: str | None = None
+    metrics: str | None = None
 
 
 class Background(Protocol):
@@ -78,9 +83,11 @@ class Server:
         background: started and stopped with the server.
         peers: full method -> the zone's URI that a client's certificate must carry; in plaintext nobody has one, and
             everybody on this machine may call.
+        registry: with the metrics of what the service is for.
 
     Attributes:
         grpc: to add servicers to.
+        registry: all its metrics.
         internal: the second address with its real port, once it has started; the only one if there is no second.
     """
 
@@ -91,18 +98,23 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         background: Sequence[Background] = (),
         peers: Mapping[str, str] | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._config = config
+        own = [*services, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._scrapes = Scrapes(config.metrics, self.registry) if config.metrics else None
         self._certificate = None if config.tls is None else Certificate(config.tls)
         by_peer = [PeerInterceptor(peers)] if peers and config.tls else []
         self.internal = ""
-        self._background = background
+        self._background = [*([self._scrapes] if self._scrapes else []), *background]
         self._services = services
         self._health = health.aio.HealthServicer()
         self._serving = dict.fromkeys(("", *services), True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.grpc = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), *by_peer, *interceptors],
+            interceptors=[ErrorInterceptor(Calls(self.registry, own)), *by_peer, *interceptors],
             maximum_concurrent_rpcs=config.calls_at_once,
             options=[
                 ("grpc.max_receive_message_length", config.message_limit),
@@ -113,7 +125,7 @@ class Server:
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc)
+        reflection.enable_server_reflection(own, self.grpc)
 
     async def start(self) -> str:
         """Listen and serve; returns the address with its real port.
@@ -122,7 +134,8 @@ class Server:
         what has begun is stopped.
 
         Raises:
-            AddressUnavailable, PlaintextRefused: see there; or what the work in the background raises.
+            AddressUnavailable, MetricsAddressUnavailable, PlaintextRefused: see there; or what the work in the
+            background raises.
         """
         address = self.internal = self._listen(self._config.address, self._config.mutual)
         if self._config.internal is not None and self._certificate is not None:
@@ -163,6 +176,11 @@ class Server:
     def serving(self) -> bool:
         """Whether it can do its work."""
         return self._serving[""]
+
+    @property
+    def metrics(self) -> str:
+        """Address of its metrics, with its real port once it has started; empty without."""
+        return self._scrapes.address if self._scrapes else ""
 
     def report(self, serving: bool, *names: str) -> None:
         """Say in health whether it can do its work; from any thread, and also before it starts.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 from numpy.typing import NDArray
 
 from sealface.workers.task import Part, Task, Tile, Timing
+from sealface.workers.usage import Cached, Shard, Usage
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 
 
@@ -71,6 +74,21 @@ def part_to_proto(part: Part) -> messages.Part:
 def part_from_proto(message: messages.Part) -> Part:
     """A part from a message."""
     return Part(message.columns, message.number, message.slots, _positions(message.requested, message.capacity))
+
+
+def usage_to_proto(usage: Usage) -> messages.GetUsageResponse:
+    """What a worker holds, as a message."""
+    shards = [messages.Shard(gallery=one.gallery, memory_bytes=one.nbytes, blocks=one.blocks) for one in usage.shards]
+    cached = None if usage.cached is None else messages.Cached(**asdict(usage.cached))
+    return messages.GetUsageResponse(memory_limit_bytes=usage.limit, shards=shards, cached=cached)
+
+
+def usage_from_proto(message: messages.GetUsageResponse) -> Usage:
+    """What a worker holds, from a message."""
+    shards = tuple(Shard(one.gallery, one.memory_bytes, one.blocks) for one in message.shards)
+    told = message.cached
+    cached = Cached(told.hits, told.misses, told.healed, told.errors) if message.HasField("cached") else None
+    return Usage(message.memory_limit_bytes, shards, cached)
 
 
 def _positions(bits: bytes, capacity: int) -> NDArray[np.bool_] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from sealface.workers.pool import Member, Running
 from sealface.workers.task import Part, Task, Tile, Timing
+from sealface.workers.usage import Usage
 from sealface.workers.worker import Pass, Worker
 
 
@@ -38,6 +39,10 @@ class Embedded:
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
         return self._worker.store.held(gallery_id)
+
+    def usage(self, timeout_s: float) -> Usage:
+        """What it holds of all galleries."""
+        return self._worker.usage()
 
 
 class _Running:

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
@@ -22,6 +23,7 @@ import numpy as np
 
 from sealface.errors import Unavailable
 from sealface.workers.task import Part, Task, Tile, Timing
+from sealface.workers.usage import Usage
 
 _LOOK_S = 0.05  # how often it is looked for a worker when there is none
 
@@ -63,6 +65,9 @@ class Member(Protocol):
 
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
+
+    def usage(self, timeout_s: float) -> Usage:
+        """What it has in memory of all galleries."""
 
 
 class Home(Protocol):
@@ -145,6 +150,17 @@ class WorkerPool:
         except WorkerLost:
             raise WorkersSilent("a worker does not say what it holds: try again") from None
 
+    def usage(self, timeout_s: float) -> dict[str, Usage | None]:
+        """What each worker holds, by its name; None of one that does not say so in its share of the time."""
+        found: dict[str, Usage | None] = {}
+        members = self._home.members()
+        for name, member in members.items():
+            try:
+                found[name] = member.usage(timeout_s / len(members))
+            except WorkerLost:
+                found[name] = None
+        return found
+
     def begin(self, task: Task, timeout_s: float, partial: bool = False) -> Gathering:
         """Have all blocks of a task in memory, and their scores under way.
 
@@ -208,7 +224,7 @@ class Gathering:
         self._news: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._given_up = False
         self.timing = Timing()
-        weights = [0 if part.requested is None else np.count_nonzero(part.requested) for part in task.parts]
+        weights = [0 if part.requested is None else int(np.count_nonzero(part.requested)) for part in task.parts]
         self._weights, self._total = weights, sum(weights)
         self._unscored = self._total  # a number, that other threads may read while it changes
 
@@ -216,6 +232,11 @@ class Gathering:
     def share(self) -> float:
         """See the class."""
         return 1.0 - self._unscored / self._total if self._total else 1.0
+
+    @property
+    def scored(self) -> int:
+        """Templates that were compared with probes so far, counted for each probe."""
+        return (self._total - self._unscored) * len(self._task.probes)
 
     @property
     def given_up(self) -> frozenset[int]:
@@ -270,8 +291,9 @@ class Gathering:
         for job in jobs.values():
             if job.places or job.reserve or (first and self._task.whole):
                 self._jobs.append(job)
-                run = threading.Thread(target=self._run, args=(job, members[job.member], first), daemon=True)
-                run.start()
+                arguments = self._run, job, members[job.member], first
+                # what it logs, and asks workers, is of the call that waits for it
+                threading.Thread(target=copy_context().run, args=arguments, daemon=True).start()
 
     def _run(self, job: _Job, member: Member, first: bool) -> None:
         """Follow one job, in a thread of its own."""

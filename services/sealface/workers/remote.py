@@ -9,11 +9,19 @@ import grpc
 
 from sealface.protocol.zones import Zone
 from sealface.runtime.channels import KEEPALIVE, connect_blocking
+from sealface.runtime.request_ids import passed_on
 from sealface.runtime.status import from_rpc_error
 from sealface.runtime.tls import Tls
-from sealface.workers.convert import part_from_proto, task_to_proto, tile_from_proto, timing_from_proto
+from sealface.workers.convert import (
+    part_from_proto,
+    task_to_proto,
+    tile_from_proto,
+    timing_from_proto,
+    usage_from_proto,
+)
 from sealface.workers.pool import Running, WorkerLost
 from sealface.workers.task import BlockGone, Part, Task, Tile, Timing
+from sealface.workers.usage import Usage
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 from sealface_protos.workers.v1 import worker_service_pb2_grpc
 
@@ -45,17 +53,25 @@ class RemoteWorker:
             WorkerLost: it was hung up on meanwhile.
         """
         try:
-            return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s))
+            return _Running(self._stub.Score(task_to_proto(task), timeout=timeout_s, metadata=passed_on()))
         except ValueError:  # gRPC's word for a channel that is closed
             raise WorkerLost("the worker was started again") from None
 
     def held(self, gallery_id: str, timeout_s: float) -> list[Part]:
         """What it has in memory of a gallery."""
         try:
-            response = self._stub.ListBlocks(messages.ListBlocksRequest(gallery=gallery_id), timeout=timeout_s)
+            request = messages.ListBlocksRequest(gallery=gallery_id)
+            response = self._stub.ListBlocks(request, timeout=timeout_s, metadata=passed_on())
         except (grpc.RpcError, ValueError):
             raise WorkerLost("the worker does not answer") from None
         return [part_from_proto(part) for part in response.parts]
+
+    def usage(self, timeout_s: float) -> Usage:
+        """What it holds of all galleries."""
+        try:
+            return usage_from_proto(self._stub.GetUsage(messages.GetUsageRequest(), timeout=timeout_s))
+        except (grpc.RpcError, ValueError):
+            raise WorkerLost("the worker does not answer") from None
 
     def close(self) -> None:
         """Hang up; what is under way is lost."""

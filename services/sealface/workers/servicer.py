@@ -9,7 +9,13 @@ from typing import Any
 
 import grpc
 
-from sealface.workers.convert import part_to_proto, task_from_proto, tile_to_proto, timing_to_proto
+from sealface.workers.convert import (
+    part_to_proto,
+    task_from_proto,
+    tile_to_proto,
+    timing_to_proto,
+    usage_to_proto,
+)
 from sealface.workers.worker import Worker
 from sealface_protos.workers.v1 import worker_service_pb2 as messages
 from sealface_protos.workers.v1 import worker_service_pb2_grpc
@@ -41,3 +47,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         """See the contract."""
         held = await asyncio.to_thread(self._worker.store.held, request.gallery)
         return messages.ListBlocksResponse(parts=[part_to_proto(part) for part in held])
+
+    async def GetUsage(
+        self, request: messages.GetUsageRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> messages.GetUsageResponse:
+        """See the contract."""
+        return usage_to_proto(self._worker.usage())

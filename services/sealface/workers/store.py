@@ -23,6 +23,7 @@ from sealface.storage.digests import TemplateDamaged
 from sealface.storage.galleries import Gallery
 from sealface.workers.scan import Loaded
 from sealface.workers.task import BlockGone, Part, slots_digest
+from sealface.workers.usage import Shard as Held
 
 _Name = tuple[str, int, str]
 """Id of a gallery, the epoch it was made at, and the key version that its ciphertexts are under."""
@@ -68,11 +69,14 @@ class Store:
     Args:
         templates: the record, or a cache before it.
         limit: bytes that the blocks of all galleries may take.
+
+    Attributes:
+        limit: the same.
     """
 
     def __init__(self, templates: Templates, limit: int) -> None:
         self._templates = templates
-        self._limit = limit
+        self.limit = limit
         self._shards: OrderedDict[_Name, _Shard] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -131,6 +135,11 @@ class Store:
                 found += [Part(held.columns, number, held.slots, None) for (_, number), held in shard.blocks.items()]
         return found
 
+    def shards(self) -> list[Held]:
+        """What is held of each gallery; waits for nothing that is loaded meanwhile."""
+        with self._lock:
+            return [Held(name[0], shard.nbytes, len(shard.blocks)) for name, shard in self._shards.items()]
+
     @property
     def nbytes(self) -> int:
         """Bytes that all blocks take."""
@@ -141,17 +150,17 @@ class Store:
         """Drop other galleries, those not asked for longest first, until this one fits; if it is wanted now."""
         with self._lock:
             others = {other: held.nbytes for other, held in self._shards.items() if other != name}
-            if needed > self._limit or (not wanted and sum(others.values()) + needed > self._limit):
+            if needed > self.limit or (not wanted and sum(others.values()) + needed > self.limit):
                 shard.blocks, shard.nbytes = {}, 0  # nothing of it is served, so nothing of it keeps others out
                 raise ShardTooLarge(
-                    f"the gallery takes {needed >> 20:,} MiB of memory where {self._limit >> 20:,} MiB may be used: "
+                    f"the gallery takes {needed >> 20:,} MiB of memory where {self.limit >> 20:,} MiB may be used: "
                     "give the matching service more with --memory, or more workers",
                     needed_bytes=needed,
-                    limit_bytes=self._limit,
+                    limit_bytes=self.limit,
                 )
             shard.nbytes = needed
             for other in others:
-                if sum(held.nbytes for held in self._shards.values()) <= self._limit:
+                if sum(held.nbytes for held in self._shards.values()) <= self.limit:
                     return
                 del self._shards[other]
 

@@ -6,12 +6,14 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from sealface.cipher.scheme import Scheme
+from sealface.storage.cache import Cache
 from sealface.storage.evaluators import Evaluators
 from sealface.storage.galleries import Galleries, GalleryNotFound
 from sealface.workers.reserve import Reserve
 from sealface.workers.scan import Scanner
 from sealface.workers.store import Store, Templates
 from sealface.workers.task import BlockGone, Task, Tile, Timing
+from sealface.workers.usage import Cached, Usage
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,15 @@ class Worker:
         self._galleries = galleries
         self._evaluators = Evaluators(galleries, scheme, threads)
         self._scanner = Scanner(threads)
+        self._cache = templates if isinstance(templates, Cache) else None
         self.store = Store(templates or galleries, memory)
         self.reserve = Reserve()
+
+    def usage(self) -> Usage:
+        """What it holds, and what it has had from its cache."""
+        cache = self._cache
+        cached = None if cache is None else Cached(cache.hits, cache.misses, cache.healed, cache.errors)
+        return Usage(self.store.limit, tuple(self.store.shards()), cached)
 
     def begin(self, task: Task) -> Pass:
         """Load what a task needs.
