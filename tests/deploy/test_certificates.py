@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from cel_expr_python import cel
 
 from sealface.protocol.zones import Zone
-from tests.deploy.conftest import OURS, Manifests, environment, read
+from tests.deploy.conftest import OURS, Manifests, Object, environment, read
 
 PRESENT = {"small": [Zone.KEYS, Zone.COMPUTE], "large": [Zone.KEYS, Zone.COMPUTE, Zone.EDGE]}
 
@@ -99,24 +100,90 @@ def test_stores_are_asked_by_the_names_in_their_certificates() -> None:
 # --- who may have a certificate issued
 
 
-def policy() -> dict[str, str]:
-    """Message -> expression."""
-    spec = read("small").one("ValidatingAdmissionPolicy", "sealface-zones")["spec"]
-    assert spec["failurePolicy"] == "Fail"
-    return {rule["message"]: rule["expression"] for rule in spec["validations"]}
+POLICY = read("small").one("ValidatingAdmissionPolicy", "sealface-zones")["spec"]
+ENVIRONMENT = cel.NewEnv(variables=dict.fromkeys(("object", "namespaceObject", "request", "variables"), cel.Type.DYN))
+CERT_MANAGER = "system:serviceaccount:cert-manager:cert-manager"
+
+
+def holds(expression: str, **known: Object) -> object:
+    return ENVIRONMENT.compile(expression).eval(data=known).value()
+
+
+def refusals(asked: Object, labels: dict[str, str], user: str = "somebody") -> list[str]:
+    """What the API server would say of an object in a namespace with these labels, by a CEL of the same makers."""
+    (applies,), (zone,) = POLICY["matchConditions"], POLICY["variables"]
+    if not holds(applies["expression"], object=asked):
+        return []
+    known = {
+        "object": asked,
+        "variables": {"zone": holds(zone["expression"], namespaceObject={"metadata": {"labels": labels}})},
+        "request": {"userInfo": {"username": user}},
+    }
+    return [rule["message"] for rule in POLICY["validations"] if not holds(rule["expression"], **known)]
+
+
+def certificate(namespace: str, **spec: object) -> Object:
+    reference = {"group": "cert-manager.io", "kind": "ClusterIssuer", "name": "sealface"}
+    return {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "Certificate",
+        "metadata": {"name": "asked", "namespace": namespace},
+        "spec": {"secretName": "asked", "issuerRef": reference, **spec},
+    }
 
 
 def test_the_rules_of_issuing_are_enforced(manifests: Manifests) -> None:
-    binding = manifests.one("ValidatingAdmissionPolicyBinding", "sealface-zones")
-    assert binding["spec"] == {"policyName": "sealface-zones", "validationActions": ["Deny"]}
-    resources = manifests.one("ValidatingAdmissionPolicy", "sealface-zones")["spec"]["matchConstraints"][
-        "resourceRules"
-    ]
-    assert [sorted(rule["resources"]) for rule in resources] == [["certificaterequests", "certificates"]]
+    policy = manifests.one("ValidatingAdmissionPolicy", "sealface-zones")["spec"]
+    binding = manifests.one("ValidatingAdmissionPolicyBinding", "sealface-zones")["spec"]
+    assert binding == {"policyName": "sealface-zones", "validationActions": ["Deny"]}
+    assert policy["failurePolicy"] == "Fail"
+    (rule,) = policy["matchConstraints"]["resourceRules"]
+    assert sorted(rule["resources"]) == ["certificaterequests", "certificates"]
+    assert sorted(rule["operations"]) == ["CREATE", "UPDATE"]
+
+
+def test_the_certificates_of_the_manifests_are_issued(manifests: Manifests) -> None:
+    for found in manifests.of("Certificate"):
+        namespace = found["metadata"]["namespace"]
+        labels = {} if namespace == "cert-manager" else manifests.labels_of(namespace)
+        assert refusals(found, labels) == [], found["metadata"]
 
 
 @pytest.mark.parametrize("zone", list(Zone))
-def test_the_rules_of_issuing_speak_of_the_names_that_the_code_has(zone: Zone) -> None:
-    text = " ".join(policy().values())
-    assert f"'{zone.identity.removesuffix(zone)}' + variables.zone" in text
-    assert f"variables.zone + '{zone.server_name.removeprefix(zone)}'" in text
+@pytest.mark.parametrize("other", list(Zone))
+def test_no_zone_is_given_another_zones_names(zone: Zone, other: Zone) -> None:
+    labels = {"sealface/zone": str(zone)}
+    for spec in ({"uris": [other.identity]}, {"dnsNames": [other.server_name]}):
+        assert bool(refusals(certificate(f"sealface-{zone}", **spec), labels)) == (zone is not other)
+    both = certificate(f"sealface-{zone}", uris=[zone.identity, other.identity])
+    assert refusals(both, labels)
+
+
+@pytest.mark.parametrize("zone", list(Zone))
+def test_a_namespace_that_is_no_zone_is_given_no_zones_names(zone: Zone) -> None:
+    for labels in ({}, {"sealface/zone": ""}):
+        assert refusals(certificate("default", uris=[zone.identity]), labels)
+        assert refusals(certificate("default", dnsNames=[zone.server_name]), labels)
+        assert refusals(certificate("default", uris=["spiffe://sealface/"]), labels)
+    assert refusals(certificate("default", dnsNames=["web.default.svc"]), {}) == []
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"dnsNames": ["keys.sealface-keys.svc"]},
+        {"commonName": "keys.sealface"},
+        {"literalSubject": "CN=keys.sealface"},
+        {"ipAddresses": ["10.0.0.1"]},
+        {"otherNames": [{"oid": "1.2.3", "utf8Value": "keys"}]},
+        {"isCA": True},
+    ],
+)
+def test_compute_has_no_other_way_to_pass_for_keys(spec: Object) -> None:
+    assert len(refusals(certificate("sealface-compute", **spec), {"sealface/zone": "compute"})) == 1
+
+
+def test_nobody_but_cert_manager_asks_the_authority_directly() -> None:
+    request = certificate("sealface-compute") | {"kind": "CertificateRequest"}
+    assert refusals(request, {"sealface/zone": "compute"})
+    assert refusals(request, {"sealface/zone": "compute"}, CERT_MANAGER) == []

@@ -181,7 +181,8 @@ def test_nobody_is_throttled(manifests: Manifests) -> None:
 
 
 MEASURED = {"keys": 300, "enrollment": 283, "matching": 261, "worker": 282}
-"""MiB at most, of a gallery of 40,000; the worker's without its blocks. docs/kubernetes.md says how."""
+OF_RAY = {"ray": 375, "ray-head": 691, "ray-worker": 403}
+"""MiB at most; the workers' without their blocks; `ray` is a node's own processes. docs/kubernetes.md says how."""
 
 
 @pytest.mark.parametrize("service", ["keys", "enrollment", "matching"])
@@ -283,7 +284,15 @@ def test_ray_has_room_for_the_workers_of_as_many_servers_as_there_may_be() -> No
     assert group["replicas"] >= most * workers
     (container,) = manifests.pod("ray-worker").spec["containers"]
     assert amount(container["resources"]["requests"]["cpu"]) == threads // workers
-    assert amount(container["resources"]["limits"]["memory"]) > int(parameters["memory"]) + MEASURED["worker"] * 2**20
+    beside = (OF_RAY["ray-worker"] + OF_RAY["ray"]) * 2**20
+    assert amount(container["resources"]["limits"]["memory"]) > int(parameters["memory"]) + beside
+
+
+def test_there_is_room_for_rays_own_processes() -> None:
+    manifests = read("large")
+    for pod, name in (("matching", "ray"), ("ray-head", "ray-head")):
+        (container,) = (one for one in manifests.pod(pod).lasting if one["name"] == name)
+        assert amount(container["resources"]["limits"]["memory"]) > 1.2 * OF_RAY[name] * 2**20
 
 
 def test_no_worker_is_placed_beside_a_server_or_at_the_head() -> None:
