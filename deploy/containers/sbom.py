@@ -19,10 +19,17 @@ _OWN = "sealface"
 def _component(distribution: Distribution) -> dict[str, Any]:
     name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
     purl = f"pkg:pypi/{name}@{distribution.version}"
-    component = {"type": "library", "bom-ref": purl, "name": name, "version": distribution.version, "purl": purl}
-    if expression := distribution.metadata.get("License-Expression"):
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": purl,
+        "name": name,
+        "version": distribution.version,
+        "purl": purl,
+    }
+    stated = distribution.metadata.json
+    if expression := stated.get("license_expression"):
         return component | {"licenses": [{"expression": expression}]}
-    named = distribution.metadata.get("License") or ""
+    named = str(stated.get("license", ""))
     if named and "\n" not in named:  # some have the whole text there
         return component | {"licenses": [{"license": {"name": named}}]}
     return component

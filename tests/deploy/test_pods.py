@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from sealface.runtime.server import LIVENESS, ServerConfig
-from tests.deploy.conftest import OURS, Manifests, amount, environment, read
+from tests.deploy.conftest import KUBERNETES, OURS, Manifests, amount, environment, read
 
 
 def test_the_overlays_run_what_they_are_for() -> None:
@@ -261,6 +262,17 @@ def test_the_large_overlay_scales_what_searches_and_what_enrols() -> None:
         assert own["containerResource"]["container"] == name  # not the node of Ray beside it
         assert waiting["pods"]["metric"]["name"] == "sealface_calls_under_way"
     assert read("small").of("HorizontalPodAutoscaler") == []
+
+
+def test_the_autoscalers_metric_is_made_of_counters_of_the_zone_and_pod() -> None:
+    values = yaml.safe_load((KUBERNETES / "components" / "autoscaling" / "adapter.yaml").read_text())
+    (rule,) = values["rules"]["custom"]
+    assert rule["name"] == {"as": "sealface_calls_under_way"}
+    assert rule["resources"]["overrides"].keys() == {"namespace", "pod"}
+    assert set(re.findall(r"grpc_server_\w+", rule["metricsQuery"])) == {
+        "grpc_server_started_total",
+        "grpc_server_handled_total",
+    }
 
 
 def test_one_core_is_what_a_scaled_server_asks_for() -> None:
