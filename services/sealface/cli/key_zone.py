@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sealface.cli.output import Exit, Json, State, console, fail, print_json, reporting
-from sealface.cli.processes import ZONES
+from sealface.cli.processes import OPERATOR, ZONES
 from sealface.cli.record import StateFolder
 from sealface.keys import backup as backups
 from sealface.keys.backup import KeyBackup
@@ -17,6 +17,7 @@ from sealface.keys.providers import FileKey
 from sealface.keys.recovery import RecoveryKey
 from sealface.keys.rewrap import Rewrapped, rewrap_all
 from sealface.keys.server import KEY_FILE, KeyConfig
+from sealface.protocol.signing import Credential
 from sealface.runtime.server import ServerConfig
 from sealface.storage.schema import KEYS
 from sealface_client import Client
@@ -211,3 +212,23 @@ def encryption_key(
         print_json({"file": str(file), "id": FileKey(file).id})
     else:
         console.print(f"{file}: key-encryption key {FileKey(file).id}")
+
+
+@reporting
+def operator_key(
+    folder: Annotated[Path, typer.Argument(help="Where operator.pem and operator.pub are written.")],
+    as_json: Json = False,
+) -> None:
+    """Make the operator's credential, for a key zone that `sealface serve` did not set up.
+
+    Put operator.pub into the folder `keys` of the state and start the service; SEALFACE_CREDENTIAL names operator.pem.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any((folder / f"{OPERATOR}{ending}").exists() for ending in (".pem", ".pub")):
+        fail(f"{folder}: there is an operator's credential: name another folder")
+    credential = Credential.generate(f"callers/{OPERATOR}")
+    private, public = credential.save(folder), credential.publish(folder)
+    if as_json:
+        print_json({"private": str(private), "public": str(public)})
+    else:
+        console.print(f"{private}: the operator's alone\n{public}: into the folder keys of the state")

@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from sealface.cli.authority import CA_FILE, LEAF_LIFETIME, Authority
 from sealface.errors import Unavailable, WrongState
 from sealface.protocol.signing import Credential, write_private
@@ -254,8 +252,7 @@ def _prepare(state: Path) -> None:
     credential = Credential.load(private) if private.exists() else Credential.generate(f"callers/{OPERATOR}")
     if not private.exists():
         credential.save(state / "edge")
-    public = credential.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    write_private(state / "keys" / f"{OPERATOR}.pub", public)
+    credential.publish(state / "keys")
 
 
 def _compile(state: Path) -> None:

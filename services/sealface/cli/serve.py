@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +57,9 @@ def serve(
     listen_internal: Annotated[
         str, typer.Option(help="host:port of `keys` for the other services, which show a certificate there.")
     ] = "127.0.0.1:0",
+    health: Annotated[
+        str, typer.Option(help="host:port for health alone, in plaintext: probes of a cluster. Of one service.")
+    ] = "",
     keys: Annotated[
         str,
         typer.Option(
@@ -181,6 +183,8 @@ def serve(
         SEALFACE_REDIS_MEMORY=str(redis_gib),
     )
     if service is None:
+        if health:
+            fail("--health is of one service: name it", Exit.USAGE)
         os.environ.update(shared.environment())
         os.environ.update(SEALFACE_KEY_ENCRYPTION=key_encryption, SEALFACE_KEY_ENCRYPTION_OLD=key_encryption_old)
         os.environ.update(SEALFACE_STRIKES=str(strikes))
@@ -194,8 +198,8 @@ def serve(
 
         tls = None if insecure else _certificate(service, state, (tls_cert, tls_key, tls_ca))
         os.environ.update({"SEALFACE_INSECURE": "1"} if insecure else {})  # for workers
-        config = ServerConfig(listen, tls=tls, internal=listen_internal if service is Service.KEYS else None)
-        config = replace(config, metrics=metrics or None)
+        internal = listen_internal if service is Service.KEYS else None
+        config = ServerConfig(listen, tls=tls, internal=internal, health=health or None, metrics=metrics or None)
         of_keys = (key_encryption, key_encryption_old, strikes)
         _serve_one(service, state, config, keys, database, cache, shared, max_megapixels, with_parent, of_keys)
 
@@ -382,6 +386,7 @@ def _serve_one(
         def ready(address: str) -> None:
             further = {"internal": server.internal} if service is Service.KEYS else {}
             further |= {"metrics": server.metrics} if server.metrics else {}
+            further |= {"health": server.health} if server.health else {}
             print_json({"service": service.value, "address": address, "serving": server.serving, **further})
 
         await run(server, ready, with_stdin=with_parent)

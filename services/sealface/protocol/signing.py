@@ -14,7 +14,13 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from sealface.errors import InvalidInput, Unauthenticated
 
@@ -67,6 +73,13 @@ class Credential:
         path = folder / f"{self.caller.removeprefix('callers/')}.pem"
         data = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_private(path, data)
+        return path
+
+    def publish(self, folder: Path) -> Path:
+        """Write the public half as `{caller}.pub` into a folder."""
+        path = folder / f"{self.caller.removeprefix('callers/')}.pub"
+        public = self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        write_private(path, public)
         return path
 
     @property

@@ -30,6 +30,10 @@ LIVENESS = "liveness"
 MESSAGE_LIMIT = 4 * 1024 * 1024
 """Largest message either way, bytes; what is larger is streamed."""
 
+_PROBES_AT_ONCE = 16
+_PROBE_LIMIT = 4096
+"""Largest message of a health probe, bytes: it is the name of a service."""
+
 _CONNECTION_S = 3600
 """A peer shows its certificate again as often as that; what is under way is finished."""
 
@@ -51,6 +55,7 @@ class ServerConfig:
         mutual: whether a client must show a certificate of the same authority; nobody has one in plaintext.
         internal: a second address, for clients that show one; not listened at in plaintext.
         metrics: address of an HTTP endpoint for Prometheus; none if it is not named.
+        health: a further address, where health alone is served, and in plaintext: probes of a cluster know no TLS.
     """
 
     address: str = "127.0.0.1:0"
@@ -61,6 +66,7 @@ class ServerConfig:
     mutual: bool = False
     internal: str | None = None
     metrics: str | None = None
+    health: str | None = None
 
 
 class Background(Protocol):
@@ -89,6 +95,7 @@ class Server:
         grpc: to add servicers to.
         registry: all its metrics.
         internal: the second address with its real port, once it has started; the only one if there is no second.
+        health: the address of health alone with its real port, once it has started; empty if there is none.
     """
 
     def __init__(
@@ -107,7 +114,7 @@ class Server:
         self._scrapes = Scrapes(config.metrics, self.registry) if config.metrics else None
         self._certificate = None if config.tls is None else Certificate(config.tls)
         by_peer = [PeerInterceptor(peers)] if peers and config.tls else []
-        self.internal = ""
+        self.internal = self.health = ""
         self._background = [*([self._scrapes] if self._scrapes else []), *background]
         self._services = services
         self._health = health.aio.HealthServicer()
@@ -126,6 +133,7 @@ class Server:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(own, self.grpc)
+        self._probed = None if config.health is None else _for_probes(self._health)
 
     async def start(self) -> str:
         """Listen and serve; returns the address with its real port.
@@ -140,37 +148,35 @@ class Server:
         address = self.internal = self._listen(self._config.address, self._config.mutual)
         if self._config.internal is not None and self._certificate is not None:
             self.internal = self._listen(self._config.internal, mutual=True)
+        if self._probed is not None and self._config.health is not None:
+            self.health = _bound(self._config.health, "--health", self._probed.add_insecure_port)
         await self._none_serving()
         await self.grpc.start()
+        if self._probed is not None:
+            await self._probed.start()
         await self._health.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         try:
             for work in self._background:
                 await asyncio.to_thread(work.start)
         except BaseException:
-            await self.grpc.stop(None)
-            await self._end()
+            await self._stop(None)
             raise
         self._loop = asyncio.get_running_loop()
         await self._report()
         return address
 
     def _listen(self, address: str, mutual: bool) -> str:
-        try:
-            if self._certificate is None:
-                check_plaintext(address)
-                port = self.grpc.add_insecure_port(address)
-            else:
-                port = self.grpc.add_secure_port(address, server_credentials(self._certificate, mutual=mutual))
-        except RuntimeError:
-            raise AddressUnavailable(f"cannot listen at {address}: name another with --listen") from None
-        return f"{address.rpartition(':')[0]}:{port}"
+        if self._certificate is None:
+            check_plaintext(address)
+            return _bound(address, "--listen", self.grpc.add_insecure_port)
+        credentials = server_credentials(self._certificate, mutual=mutual)
+        return _bound(address, "--listen", lambda named: self.grpc.add_secure_port(named, credentials))
 
     async def stop(self) -> None:
         """Refuse new calls, finish those under way."""
         self._loop = None
         await self._none_serving()
-        await self.grpc.stop(self._config.grace_s)
-        await self._end()
+        await self._stop(self._config.grace_s)
 
     @property
     def serving(self) -> bool:
@@ -193,9 +199,12 @@ class Server:
         if self._loop is not None:
             asyncio.run_coroutine_threadsafe(self._report(), self._loop)
 
-    async def _end(self) -> None:
+    async def _stop(self, grace_s: float | None) -> None:
+        await self.grpc.stop(grace_s)
         for work in reversed(self._background):
             await asyncio.to_thread(work.stop)
+        if self._probed is not None:  # last: until then it is alive
+            await self._probed.stop(None)
 
     async def _report(self) -> None:
         if self._loop is None:  # it stops
@@ -207,6 +216,26 @@ class Server:
     async def _none_serving(self) -> None:
         for name in list(self._serving):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+
+
+def _for_probes(servicer: health.aio.HealthServicer) -> grpc.aio.Server:
+    """A server of health alone, without reflection."""
+    limit = ("grpc.max_receive_message_length", _PROBE_LIMIT)
+    server = grpc.aio.server(maximum_concurrent_rpcs=_PROBES_AT_ONCE, options=[limit, ("grpc.so_reuseport", 0)])
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return server
+
+
+def _bound(address: str, option: str, listen: Callable[[str], int]) -> str:
+    """The address with its real port.
+
+    Raises:
+        AddressUnavailable: see there.
+    """
+    try:
+        return f"{address.rpartition(':')[0]}:{listen(address)}"
+    except RuntimeError:
+        raise AddressUnavailable(f"cannot listen at {address}: name another with {option}") from None
 
 
 def announce(confined: bool) -> None:
