@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from deploy import servers
 
+from deploy import servers
 from sealface.enrollment.invalidation import Invalidation
 from sealface.storage.cache import Cache, space_of
 from sealface.storage.entries import CacheUnavailable, Entries

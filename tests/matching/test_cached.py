@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 import redis
-from deploy import servers
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from deploy import servers
 from sealface.enrollment import housekeeper
 from sealface.matching.server import SERVICE
 from sealface.storage.cache import CacheConfig

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy import servers
 
+from deploy import servers
 from sealface.cipher.scheme import Scheme
 from sealface.runtime.server import ServerConfig
 from sealface.storage.database import open_database

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import sqlalchemy as sa
-from deploy import servers
 from deploy.servers import LocalServer
 
+from deploy import servers
 from sealface.cipher.distance import Metric
 from sealface.cipher.layout import Layout
 from sealface.enrollment.record import NewGallery, Record

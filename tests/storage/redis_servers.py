@@ -16,8 +16,9 @@ import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from deploy import servers
 from deploy.servers import LocalServer
+
+from deploy import servers
 
 _WAIT_S = 20.0
 

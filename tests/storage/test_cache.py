@@ -9,9 +9,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from deploy import servers
 from structlog.testing import capture_logs
 
+from deploy import servers
 from sealface.storage import entries as entries_module
 from sealface.storage.cache import Cache
 from sealface.storage.database import RecordUnavailable

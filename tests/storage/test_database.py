@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from deploy import servers
 
+from deploy import servers
 from sealface.storage import database
 from sealface.storage.database import (
     RecordDamaged,

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from deploy import servers
 from deploy.servers import LocalServer
 
+from deploy import servers
 from sealface.cli.processes import LocalServices, local_services
 from sealface.storage.database import open_database
 from sealface.storage.schema import RECORD

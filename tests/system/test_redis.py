@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from deploy import servers
 from deploy.servers import LocalServer
 
+from deploy import servers
 from sealface.cli.processes import LocalServices, local_services
 from sealface_client import Client
 from tests.storage import redis_servers

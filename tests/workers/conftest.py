@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 import pytest
+
 from deploy import servers
 
 

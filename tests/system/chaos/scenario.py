@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import servers
-
 from sealface.cli.processes import SERVICES, LocalServices, local_services
 from sealface.storage.database import open_database
 from sealface.storage.schema import RECORD
