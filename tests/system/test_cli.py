@@ -375,6 +375,8 @@ def test_keys_by_command(sealface: Command, tmp_path: Path) -> None:
 def test_services_are_found_by_state_or_by_addresses(sealface: Command, services: LocalServices) -> None:
     named = services.addresses | {"ca": str(services.ca)}
     addresses = {f"SEALFACE_{name.upper()}": value for name, value in named.items()}
+    assert "TOKEN_MISSING" in Command(None, **addresses).error("gallery", "list", code=FAILED)
+    addresses["SEALFACE_CREDENTIAL"] = str(services.state / "edge" / "operator.pem")
     for other in (Command(None, SEALFACE_STATE=str(services.state)), Command(None, **addresses)):
         assert other.json("gallery", "list") == sealface.json("gallery", "list")
 
