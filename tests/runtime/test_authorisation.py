@@ -58,6 +58,8 @@ async def called(suite: Any, method: str, request: Any, token: str | None) -> st
             if described.server_streaming:
                 await call.code()
         except grpc.aio.AioRpcError as error:
+            if error.details() == "Internal error from Core":  # gRPC's own: refused while the request was being sent
+                return await called(suite, method, request, token)
             return reason_of(error)
         code = await call.code()
         return "" if code is grpc.StatusCode.OK else "ENDED"
