@@ -8,9 +8,11 @@ import pytest
 from sealface.cipher.evaluator import block_memory
 from sealface.cipher.wire import MalformedCiphertext
 from sealface.enrollment.record import Record
+from sealface.enrollment.restore import restore
 from sealface.matching.matcher import Matcher, Probe, SlotNotFound
 from sealface.matching.shard import Shard
 from sealface.protocol.scores import open_results
+from sealface.storage.backup import back_up, verify
 from sealface.storage.evaluators import WrongKeyVersion, WrongParameterSet
 from sealface.storage.galleries import Galleries, GalleryNotFound
 from sealface.workers.embedded import Embedded
@@ -26,6 +28,7 @@ class Zone:
 
     def __init__(self, folder, scheme):
         engine = open_quickly(folder / "record.db")
+        self.engine = engine
         self.record, self.galleries, self.scheme = Record(engine), Galleries(engine), scheme
         self.layout = new_gallery().layout
         self.made = {}
@@ -33,7 +36,8 @@ class Zone:
 
     def create(self, name):
         material = self.scheme.generate(self.layout.parameters)
-        self.record.create_gallery(new_gallery(name, None, material.public, material.evaluation))
+        new = new_gallery(name, None, material.public, material.evaluation, recognition=b"")
+        self.record.create_gallery(new)
         self.made[name] = (
             self.scheme.encryptor(self.layout, material.public),
             self.scheme.evaluator(self.layout, material.public, material.evaluation),
@@ -326,3 +330,33 @@ def test_what_is_only_held_drives_nothing_out(zone, monkeypatch):
     assert loads.taken() == []
     search(zone, matcher, "two")
     assert loads.taken() == ["two"]
+
+
+@pytest.mark.parametrize("scheme", ["ckks"], indirect=True)  # what is no ciphertext is not backed up
+@pytest.mark.parametrize("moment", ["get", "epochs", "placement", "ciphertexts"])
+@pytest.mark.parametrize("searched_before", [False, True])
+def test_a_gallery_exchanged_under_a_search_is_searched_as_it_is_then(
+    zone, tmp_path, monkeypatch, moment, searched_before
+):
+    """`restore --replace`: another one of that id and key, in one transaction, at any step of the search."""
+    zone.enroll("door", 1, 2)
+    matcher = zone.matcher()
+    file = tmp_path / "door.backup"
+    back_up(zone.engine, "door", file)
+    if searched_before:
+        list(matcher.identify("door", [zone.probe("door", 1)]).results())
+        zone.enroll("door", 3)
+    ask, exchanged = getattr(Galleries, moment), []
+
+    def asked(*arguments, **named):
+        answer = ask(*arguments, **named)
+        if not exchanged:
+            exchanged.append(moment)
+            restore(zone.engine, file, verify(file), replace=True)
+        return answer
+
+    monkeypatch.setattr(Galleries, moment, asked)
+    search = matcher.identify("door", [zone.probe("door", 1)])
+    found = zone.opened("door", list(search.results()))
+    assert exchanged == [moment]
+    assert found == {1: distance(1, 1), 2: distance(2, 1)}

@@ -483,5 +483,5 @@ def test_a_gallery_made_anew_is_not_taken_for_the_old_one(model):
     model.record.create_gallery(new_gallery(key="another"))
     model.record.enroll("door", "keys/another/versions/1", "b", b"under another key", "r")
     for _ in range(2):
-        with pytest.raises(GalleryNotFound):
+        with pytest.raises(BlockGone):
             model.shard.refresh()

@@ -154,7 +154,7 @@ class Matcher:
             TemplateDamaged, ShardTooLarge, SearchIncomplete: see there.
         """
         gallery = self._gallery(gallery_id, probe)
-        return self._search(gallery, lambda: self._claimed(gallery, set(claimed)), [probe], timeout_s)
+        return self._search(gallery, lambda found: self._claimed(found, set(claimed)), [probe], timeout_s)
 
     def identify(
         self, gallery_id: str, probes: Sequence[Probe], timeout_s: float = LONGEST_S, partial: bool = False
@@ -168,12 +168,12 @@ class Matcher:
             partial: whether to go on without blocks that cannot be scored in time.
         """
         gallery = self._gallery(gallery_id, *probes)
-        return self._search(gallery, self._shard(gallery).refresh, probes, timeout_s, whole=True, partial=partial)
+        return self._search(gallery, self._whole, probes, timeout_s, whole=True, partial=partial)
 
     def hold(self, gallery_id: str, timeout_s: float = LONGEST_S) -> None:
         """Have a gallery in memory as it is now, and nothing of it that is erased; errors as for `identify`."""
         gallery = self._gallery(gallery_id)
-        self._search(gallery, self._shard(gallery).refresh, [], timeout_s, whole=True)
+        self._search(gallery, self._whole, [], timeout_s, whole=True)
 
     def check_erasure(self, gallery_id: str, slots: Sequence[int], timeout_s: float = LONGEST_S) -> Residue:
         """Whether workers hold some slots in memory, when all have caught up with the record; errors as for `hold`."""
@@ -183,7 +183,7 @@ class Matcher:
         except SealfaceError as error:
             if error.reason != "SHARD_TOO_LARGE":  # then they hold none of it
                 raise
-        current = {part.block.identity: part.block for part in self._shard(gallery).refresh().parts}
+        current = {part.block.identity: part.block for part in self._whole(gallery).parts}
         held = self._pool.held(gallery_id, timeout_s)
         identities = [part.slots for parts in held for part in parts]
         found = sum(
@@ -206,7 +206,7 @@ class Matcher:
     def _search(
         self,
         gallery: Gallery,
-        look: Callable[[], Snapshot],
+        look: Callable[[Gallery], Snapshot],
         probes: Sequence[Probe],
         timeout_s: float,
         whole: bool = False,
@@ -214,24 +214,28 @@ class Matcher:
     ) -> Search:
         deadline = time.monotonic() + timeout_s
         for _ in range(_ATTEMPTS):
-            found = look()
-            task = Task(
-                gallery.id,
-                gallery.first_epoch,
-                gallery.key_version,
-                tuple(probe.ciphertext for probe in probes),
-                tuple(part.wanted if probes else replace(part.wanted, requested=None) for part in found.parts),
-                whole,
-            )
-            if self._repeatable and probes:
-                deepest = max((part.columns for part in task.parts), default=1)
-                task = replace(task, seed=os.urandom(32), deepest=deepest)
             try:
+                found = look(gallery)
+                task = self._task(gallery, found, probes, whole)
                 gathering = self._pool.begin(task, deadline - time.monotonic(), partial)
                 return Search(gallery, found, task, gathering, self._done)
             except BlockGone:  # replaced since it was looked for: its templates lie elsewhere, or under another key
                 gallery = self._gallery(gallery.id, *probes)
         raise GalleryChanging("the gallery changes faster than it is searched: try again")
+
+    def _task(self, gallery: Gallery, found: Snapshot, probes: Sequence[Probe], whole: bool) -> Task:
+        task = Task(
+            gallery.id,
+            gallery.first_epoch,
+            gallery.key_version,
+            tuple(probe.ciphertext for probe in probes),
+            tuple(part.wanted if probes else replace(part.wanted, requested=None) for part in found.parts),
+            whole,
+        )
+        if not (self._repeatable and probes):
+            return task
+        deepest = max((part.columns for part in task.parts), default=1)
+        return replace(task, seed=os.urandom(32), deepest=deepest)
 
     def _claimed(self, gallery: Gallery, claimed: set[int]) -> Snapshot:
         """Groups of the claimed slots alone, and of those without ciphertexts of their own the blocks."""
@@ -247,8 +251,11 @@ class Matcher:
             slots[: len(batch)] = batch
             parts.append(Part(Block(group, 0, slots), slots))
         if len(own) < len(homes):
-            parts += _only(self._shard(gallery).refresh(), sorted(homes.keys() - set(own)))
+            parts += _only(self._whole(gallery), sorted(homes.keys() - set(own)))
         return Snapshot(gallery.epoch, tuple(parts), _NO_LINKS)
+
+    def _whole(self, gallery: Gallery) -> Snapshot:
+        return self._shard(gallery).refresh()
 
     def _gallery(self, gallery_id: str, *probes: Probe) -> Gallery:
         try:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from sealface.cipher.layout import Shape
 from sealface.errors import Unavailable
-from sealface.storage.galleries import Galleries, Gallery, GalleryNotFound, Placement
+from sealface.storage.galleries import Galleries, Gallery, Placement
+from sealface.workers.task import BlockGone, slots_bytes, slots_digest
 from sealface.workers.task import Part as Wanted
-from sealface.workers.task import slots_bytes, slots_digest
 
 Slots = NDArray[np.uint32]
 _ATTEMPTS = 5
@@ -115,7 +115,8 @@ class Shard:
         """The gallery as it is now.
 
         Raises:
-            GalleryNotFound: there is none of that id any more, or another one.
+            GalleryNotFound: there is none of that id any more.
+            BlockGone: there is another one of that id.
             GalleryChanging: try again.
         """
         with self._lock:
@@ -125,7 +126,7 @@ class Shard:
             for _ in range(_ATTEMPTS):
                 placement = self._galleries.placement(self._id, self._state.epoch)
                 if placement.first_epoch != self._state.first_epoch:
-                    raise GalleryNotFound("the gallery was made anew: fetch it again")
+                    raise BlockGone("the gallery was made anew meanwhile: try again")
                 try:
                     if self._apply(placement):
                         return self._snapshot
