@@ -33,6 +33,7 @@ from sealface_client.gallery import AsyncGallery, duration
 from sealface_client.held_keys import LocalJudge
 from sealface_client.key_folder import KeyFolder
 from sealface_client.lifecycle import AsyncLifecycle
+from sealface_client.paging import pages
 from sealface_client.passphrases import Ask, from_environment
 from sealface_client.policies import default_layout, default_policy
 from sealface_client.transform import Transform, refuse_left
@@ -330,16 +331,8 @@ class AsyncClient:
 
     async def galleries(self) -> list[gallery_pb2.Gallery]:
         """All galleries, by name."""
-        found: list[gallery_pb2.Gallery] = []
-        token = ""
-        while True:
-            request = enrollment.ListGalleriesRequest(page_size=1000, page_token=token)
-            with translated("enrollment"):
-                page = await self.enrollment.ListGalleries(request, timeout=self.timeout_s)
-            found += page.galleries
-            token = page.next_page_token
-            if not token:
-                return found
+        listed = pages("enrollment", self.enrollment.ListGalleries, enrollment.ListGalleriesRequest(), self.timeout_s)
+        return [gallery async for page in listed for gallery in page.galleries]
 
     async def delete_gallery(self, gallery_id: str) -> int:
         """Erase a gallery with all that is in it; returns how many templates that were."""
@@ -349,17 +342,8 @@ class AsyncClient:
 
     async def list_keys(self) -> list[key_pb2.Key]:
         """All keys, by name."""
-        found: list[key_pb2.Key] = []
-        token = ""
-        while True:
-            with translated("keys"):
-                page = await self.keys.ListKeys(
-                    key_service_pb2.ListKeysRequest(page_size=1000, page_token=token), timeout=self.timeout_s
-                )
-            found += page.keys
-            token = page.next_page_token
-            if not token:
-                return found
+        listed = pages("keys", self.keys.ListKeys, key_service_pb2.ListKeysRequest(), self.timeout_s)
+        return [key async for page in listed for key in page.keys]
 
     async def update_policy(self, key_id: str, policy: Policy) -> Policy:
         """Replace a key's policy; `policy.version` must be the one it replaces."""
@@ -425,16 +409,8 @@ class AsyncClient:
 
     async def callers(self) -> list[caller_pb2.Caller]:
         """All callers, by name."""
-        found: list[caller_pb2.Caller] = []
-        token = ""
-        while True:
-            request = key_service_pb2.ListCallersRequest(page_size=1000, page_token=token)
-            with translated("keys"):
-                page = await self.keys.ListCallers(request, timeout=self.timeout_s)
-            found += page.callers
-            token = page.next_page_token
-            if not token:
-                return found
+        listed = pages("keys", self.keys.ListCallers, key_service_pb2.ListCallersRequest(), self.timeout_s)
+        return [caller async for page in listed for caller in page.callers]
 
     async def verifying_key(self) -> bytes:
         """The key that the key service signs decisions with, fetched once."""

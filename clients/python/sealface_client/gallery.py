@@ -29,6 +29,7 @@ from sealface_client.faces import Face, pipeline_of
 from sealface_client.keyed import Keyed
 from sealface_client.operations import AsyncOperations, Operation
 from sealface_client.outgoing import Outgoing
+from sealface_client.paging import pages
 from sealface_client.renewal import renew_blocks
 from sealface_client.results import Check, Enrolled, Erasure, Identification, Imported, Named, Verification
 from sealface_client.searches import Search
@@ -398,16 +399,9 @@ class AsyncGallery:
 
     async def subjects(self) -> list[gallery_pb2.Subject]:
         """All subjects, by id."""
-        found: list[gallery_pb2.Subject] = []
-        token = ""
-        while True:
-            request = enrollment.ListSubjectsRequest(parent=self.info.name, page_size=1000, page_token=token)
-            with translated("enrollment"):
-                page = await self._client.enrollment.ListSubjects(request, timeout=self._client.timeout_s)
-            found += page.subjects
-            token = page.next_page_token
-            if not token:
-                return found
+        request = enrollment.ListSubjectsRequest(parent=self.info.name)
+        listed = pages("enrollment", self._client.enrollment.ListSubjects, request, self._client.timeout_s)
+        return [subject async for page in listed for subject in page.subjects]
 
     async def erase(self, subject: str) -> int:
         """Erase a subject: no search finds it from now on; returns how many templates it had."""

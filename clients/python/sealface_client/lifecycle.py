@@ -21,6 +21,7 @@ from sealface.protocol.policy import Policy
 from sealface_client import secret_file
 from sealface_client.errors import ServiceError, translated
 from sealface_client.key_folder import SecretKeyExists
+from sealface_client.paging import pages
 from sealface_client.secret_file import SecretFile
 from sealface_client.transform import check_seed
 from sealface_protos.keys.v1 import key_pb2
@@ -95,16 +96,9 @@ class AsyncLifecycle:
 
     async def versions(self, key_id: str) -> list[key_pb2.KeyVersion]:
         """All versions of a key, the newest first."""
-        found: list[key_pb2.KeyVersion] = []
-        token = ""
-        while True:
-            request = messages.ListKeyVersionsRequest(parent=f"keys/{key_id}", page_size=1000, page_token=token)
-            with translated("keys"):
-                page = await self._client.keys.ListKeyVersions(request, timeout=self._client.timeout_s)
-            found += page.versions
-            token = page.next_page_token
-            if not token:
-                return found
+        request = messages.ListKeyVersionsRequest(parent=f"keys/{key_id}")
+        listed = pages("keys", self._client.keys.ListKeyVersions, request, self._client.timeout_s)
+        return [version async for page in listed for version in page.versions]
 
     async def rotate(self, key_id: str) -> key_pb2.Key:
         """Make the next version, the primary one from now on: by the key service, or here if the key is held here.

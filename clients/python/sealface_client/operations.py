@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from sealface.protocol import names
 from sealface_client.errors import ServiceError, from_status, translated
+from sealface_client.paging import pages
 from sealface_protos.enrollment.v1 import operation_pb2, operation_pb2_grpc
 
 Operation = operation_pb2.Operation
@@ -70,16 +71,9 @@ class AsyncOperations:
 
     async def list(self) -> list[Operation]:
         """All operations, the newest first."""
-        found: list[Operation] = []
-        token = ""
-        while True:
-            request = operation_pb2.ListOperationsRequest(parent=self._gallery, page_size=1000, page_token=token)
-            with translated("enrollment"):
-                page = await self._stub.ListOperations(request, timeout=self._timeout_s)
-            found += page.operations
-            token = page.next_page_token
-            if not token:
-                return found
+        request = operation_pb2.ListOperationsRequest(parent=self._gallery)
+        listed = pages("enrollment", self._stub.ListOperations, request, self._timeout_s)
+        return [operation async for page in listed for operation in page.operations]
 
     async def cancel(self, operation_id: str) -> Operation:
         """End an operation where it is."""
