@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,16 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from sealface.cli.authority import Authority
 from sealface.protocol import tokens
 from sealface.protocol.rights import ALL, NEEDS, Grant, Role, granted
 from sealface.protocol.signing import Credential
 from sealface.protocol.tokens import Signed
+from sealface.protocol.zones import Zone
 from sealface.runtime import authentication
 from sealface.runtime.authentication import InvalidIssuers, Issuer, read_issuers
 from sealface.runtime.authorisation import Rate
+from sealface.runtime.tls import Tls
 from sealface_client import ServiceError
 from sealface_client.decisions import DecisionRefused
 from sealface_protos.enrollment.v1 import enrollment_service_pb2 as enrollment
@@ -233,6 +239,54 @@ async def test_keys_that_cannot_be_read_are_said(suite, client, door, issuer, tm
     method = "/sealface.enrollment.v1.EnrollmentService/GetGallery"
     request = enrollment.GetGalleryRequest(name="galleries/door")
     assert await called(suite, method, request, issuer()) == "ISSUER_UNAVAILABLE"
+
+
+async def test_keys_are_fetched_over_https_and_again_when_a_token_names_another(
+    suite, client, door, tmp_path, monkeypatch
+):
+    tls = Tls(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
+    Authority.create().certify(tls, Zone.EDGE)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.authority))
+    monkeypatch.setattr(authentication, "COOLDOWN_S", 0.0)
+    signers = {name: rsa.generate_private_key(65537, 2048) for name in ("k1", "k2")}
+    published = ["k1"]
+
+    class Keys(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            to_jwk = jwt.algorithms.RSAAlgorithm.to_jwk
+            keys = [json.loads(to_jwk(signers[name].public_key())) | {"kid": name, "use": "sig"} for name in published]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"keys": keys}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls.certificate, tls.key)
+    server = ThreadingHTTPServer(("localhost", 0), Keys)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    suite.issuers = (Issuer(ISSUER, "doors", f"https://localhost:{server.server_port}/keys"),)
+    await suite.restart("enrollment")
+    await client.create_caller("ada", grants=[Grant(Role.ENROLLER, "door")], issuer=ISSUER, subject="ada@example")
+    now = int(time.time())
+    claims = {"iss": ISSUER, "sub": "ada@example", "aud": "doors", "iat": now, "exp": now + 600}
+    issued = {name: jwt.encode(claims, key, "RS256", headers={"kid": name}) for name, key in signers.items()}
+    method = "/sealface.enrollment.v1.EnrollmentService/GetGallery"
+    request = enrollment.GetGalleryRequest(name="galleries/door")
+    try:
+        assert await called(suite, method, request, issued["k1"]) == ""
+        published.append("k2")
+        assert await called(suite, method, request, issued["k2"]) == ""
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert await called(suite, method, request, issued["k1"]) == ""  # known by now
+    stranger = jwt.encode(claims, signers["k1"], "RS256", headers={"kid": "k3"})
+    assert await called(suite, method, request, stranger) == "ISSUER_UNAVAILABLE"
 
 
 @pytest.mark.parametrize(

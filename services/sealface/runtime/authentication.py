@@ -27,6 +27,8 @@ _STALE_S = 600.0  # while the key service is away
 _DEADLINE_S = 5.0
 _CALLERS = 10_000
 _KEYS_S = 3600
+COOLDOWN_S = 30.0
+"""For how long an issuer is not asked for its keys again, whatever key tokens name."""
 
 
 class TokenMissing(Unauthenticated):
@@ -104,7 +106,8 @@ class Authenticator:
 
     def __init__(self, channel: grpc.aio.Channel, issuers: Sequence[Issuer] = ()) -> None:
         self._stub: key_service_pb2_grpc.KeyServiceAsyncStub = key_service_pb2_grpc.KeyServiceStub(channel)
-        self._issuers = {issuer.issuer: (issuer, _key_set(issuer.jwks)) for issuer in issuers}
+        # one fetch at a time: an issuer that is away must not take all threads
+        self._issuers = {issuer.issuer: (issuer, _key_set(issuer.jwks), asyncio.Lock()) for issuer in issuers}
         self._known: OrderedDict[bytes, tuple[float, caller_pb2.Caller]] = OrderedDict()
 
     async def right(self, metadata: Mapping[str, str | bytes]) -> Right:
@@ -127,9 +130,10 @@ class Authenticator:
     async def _of_issuer(self, token: str, claim: Claim) -> caller_pb2.Caller:
         if claim.issuer not in self._issuers:
             raise TokenRefused("the token is of an issuer that is not trusted here: ask the operator")
-        issuer, keys = self._issuers[claim.issuer]
+        issuer, keys, alone = self._issuers[claim.issuer]
         try:
-            key = await asyncio.to_thread(keys.get_signing_key_from_jwt, token)
+            async with alone:
+                key = await asyncio.to_thread(keys.get_signing_key_from_jwt, token)
             subject = tokens.verify_issued(token, issuer.issuer, issuer.audience, key.key)
         except jwt.PyJWKClientConnectionError:
             raise IssuerUnavailable("the issuer's keys cannot be fetched now: try again") from None
@@ -176,7 +180,9 @@ class _Keys(Protocol):
 
 def _key_set(jwks: str) -> _Keys:
     """An issuer's keys; they are fetched when they are needed, and again when a token names another."""
-    return jwt.PyJWKClient(jwks, lifespan=_KEYS_S) if "://" in jwks else _KeyFile(Path(jwks))
+    if "://" not in jwks:
+        return _KeyFile(Path(jwks))
+    return jwt.PyJWKClient(jwks, lifespan=_KEYS_S, timeout=_DEADLINE_S, cooldown_duration=COOLDOWN_S)
 
 
 class _KeyFile:
