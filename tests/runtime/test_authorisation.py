@@ -23,7 +23,7 @@ from sealface.protocol.rights import ALL, NEEDS, Grant, Role, granted
 from sealface.protocol.signing import Credential
 from sealface.protocol.tokens import Signed
 from sealface.protocol.zones import Zone
-from sealface.runtime import authentication
+from sealface.runtime import authentication, authorisation
 from sealface.runtime.authentication import InvalidIssuers, Issuer, read_issuers
 from sealface.runtime.authorisation import Rate
 from sealface.runtime.tls import Tls
@@ -93,6 +93,14 @@ async def test_every_method_with_every_role(suite, tokens_of, method):
             reason = await called(suite, method, message(method, gallery), token)
             assert (reason not in REFUSED) == may, (role, gallery, reason)
             assert may or reason == "NOT_ALLOWED"
+
+
+async def test_a_method_that_nobody_has_thought_of_is_refused_to_everybody(suite, door, monkeypatch):
+    method = "/sealface.enrollment.v1.EnrollmentService/GetGallery"
+    request = enrollment.GetGalleryRequest(name="galleries/door")
+    assert await called(suite, method, request, Signed(suite.operator)()) == ""
+    monkeypatch.setattr(authorisation, "NEEDS", {name: need for name, need in NEEDS.items() if name != method})
+    assert await called(suite, method, request, Signed(suite.operator)()) == "NOT_ALLOWED"
 
 
 @pytest.fixture
